@@ -1,0 +1,59 @@
+import json
+
+from snakemake.exceptions import WorkflowError
+
+from vecsweep import STEP_VERSIONS, Problem, config as vecsweep_config, tasks
+
+try:
+    config = vecsweep_config.checked(config)
+    TASK_FILES = {
+        name: settings.get("file", f"{workflow.basedir}/workflow/vecsweep/tasks/{name}.yaml")
+        for name, settings in config["tasks"].items()
+    }
+    # Every task is read before any job starts; a table with a mistake costs no sweep.
+    TASK_DATA = {name: tasks.check(path) for name, path in TASK_FILES.items()}
+except Problem as problem:
+    raise WorkflowError(str(problem)) from None
+
+MODELS = list(config["models"])
+TASKS = list(config["tasks"])
+
+# Jobs find the package also in a conda environment or container that does not have it.
+shell.prefix(f"export PYTHONPATH={workflow.basedir}/workflow; ")
+
+
+wildcard_constraints:
+    model="[A-Za-z0-9][A-Za-z0-9._-]*",
+    task="[A-Za-z0-9][A-Za-z0-9_-]*",
+    first=r"\d+",
+    last=r"\d+",
+
+
+def prompt_settings(wildcards):
+    """The settings of one task's prompts: the common ones and the task's own."""
+    return json.dumps(config["prompts"] | without(config["tasks"][wildcards.task], "file"))
+
+
+def without(settings, *keys):
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def layer_blocks(model):
+    """The first-last layers that one job takes, e.g. ["0-11", "12-17"]."""
+    layers, size = (config["models"][model][key] for key in ("layers", "layers_per_job"))
+    return [f"{first}-{min(first + size, layers) - 1}" for first in range(0, layers, size)]
+
+
+def over_layers(pattern):
+    """An input function: `pattern` for every layer block of the job's model."""
+    return lambda wildcards: expand(
+        pattern,
+        model=wildcards.model,
+        task=wildcards.task,
+        layers=layer_blocks(wildcards.model),
+    )
+
+
+def fetching(model):
+    """The part of a model's config that says what it is and where its weights come from."""
+    return without(config["models"][model], "batch_tokens", "shards", "layers_per_job")

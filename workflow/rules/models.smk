@@ -1,0 +1,20 @@
+rule models:
+    output:
+        description="results/models/{model}/model.json",
+        readout="results/models/{model}/readout.safetensors",
+        vocabulary="results/models/{model}/vocabulary.parquet",
+    params:
+        config=lambda wildcards: json.dumps(fetching(wildcards.model)),
+        step=STEP_VERSIONS["models"],
+    log:
+        "logs/models/{model}.log",
+    benchmark:
+        "results/benchmarks/models/{model}.tsv"
+    conda:
+        "../../envs/engine.yaml"
+    message:
+        "{wildcards.model}: weights and readout"
+    shell:
+        "python -m vecsweep models --name {wildcards.model} --config {params.config:q}"
+        " --description {output.description} --readout {output.readout}"
+        " --vocabulary {output.vocabulary} 2> {log}"

@@ -1,0 +1,21 @@
+rule prompts:
+    input:
+        model="results/models/{model}/model.json",
+        task=lambda wildcards: TASK_FILES[wildcards.task],
+        data=lambda wildcards: TASK_DATA[wildcards.task],
+    output:
+        "results/prompts/{model}/{task}.parquet",
+    params:
+        settings=prompt_settings,
+        step=STEP_VERSIONS["prompts"],
+    log:
+        "logs/prompts/{model}/{task}.log",
+    benchmark:
+        "results/benchmarks/prompts/{model}/{task}.tsv"
+    conda:
+        "../../envs/engine.yaml"
+    message:
+        "{wildcards.model}: prompts of {wildcards.task}"
+    shell:
+        "python -m vecsweep prompts --model {input.model} --task {input.task}"
+        " --settings {params.settings:q} --output {output} 2> {log}"

@@ -1,0 +1,17 @@
+rule stages:
+    input:
+        lens=over_layers("results/lens/{model}/{task}/{layers}.parquet"),
+    output:
+        "results/stages/{model}/{task}.parquet",
+    params:
+        step=STEP_VERSIONS["stages"],
+    log:
+        "logs/stages/{model}/{task}.log",
+    benchmark:
+        "results/benchmarks/stages/{model}/{task}.tsv"
+    conda:
+        "../../envs/tables.yaml"
+    message:
+        "{wildcards.model}: stages of {wildcards.task}"
+    shell:
+        "python -m vecsweep stages --lens {input.lens} --output {output} 2> {log}"

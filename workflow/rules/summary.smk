@@ -1,0 +1,33 @@
+rule summary:
+    input:
+        models=expand("results/models/{model}/model.json", model=MODELS),
+        vocabularies=expand("results/models/{model}/vocabulary.parquet", model=MODELS),
+        prompts=expand("results/prompts/{model}/{task}.parquet", model=MODELS, task=TASKS),
+        lens=[
+            f"results/lens/{model}/{task}/{layers}.parquet"
+            for model in MODELS
+            for task in TASKS
+            for layers in layer_blocks(model)
+        ],
+        stages=expand("results/stages/{model}/{task}.parquet", model=MODELS, task=TASKS),
+    output:
+        database="results/summary.duckdb",
+        tables=directory("results/tables"),
+    params:
+        # The grid, not the files: thousands of paths do not fit a command line.
+        grid=json.dumps({model: layer_blocks(model) for model in MODELS}),
+        tasks=TASKS,
+        resamples=config["summary"]["resamples"],
+        step=STEP_VERSIONS["summary"],
+    log:
+        "logs/summary.log",
+    benchmark:
+        "results/benchmarks/summary.tsv"
+    conda:
+        "../../envs/tables.yaml"
+    message:
+        "summary.duckdb and the tables"
+    shell:
+        "python -m vecsweep summary --results results --grid {params.grid:q} --tasks {params.tasks}"
+        " --resamples {params.resamples}"
+        " --database {output.database} --tables {output.tables} 2> {log}"

@@ -1,0 +1,35 @@
+"""`python -m vecsweep STAGE`: run one stage by hand, as the workflow's rules do."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from vecsweep import STEP_VERSIONS, Problem
+
+
+def main(argv=None) -> int:
+    """Run a stage; bad input gives one line on stderr and exit code 1, no traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="vecsweep", description=__doc__)
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name in STEP_VERSIONS:
+        # Only the stage that runs is imported: the start of a job is not free.
+        stage = stages.add_parser(name)
+        if name in argv[:1]:
+            module = importlib.import_module(f"vecsweep.{name}")
+            stage.description = module.__doc__
+            module.arguments(stage)
+    args = parser.parse_args(argv)
+    try:
+        module.run(args)
+    except Problem as problem:
+        print(f"vecsweep {args.stage}: {problem}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Reading and writing results: never half a file, never a damaged one taken for good."""
+
+import json
+import os
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+from vecsweep import Problem
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; it takes the place of `path` only on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(data: dict, path) -> None:
+    """Write `data` as indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path) -> dict:
+    """The JSON object in `path`; Problem if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise Problem(f"cannot read {path}: {error}; delete it and run again") from error
+
+
+def _checksum(tensor) -> str:
+    import torch
+
+    return format(zlib.crc32(tensor.contiguous().view(torch.uint8).numpy()), "08x")
+
+
+def write_tensors(tensors: dict, path, metadata: dict | None = None) -> None:
+    """Write named tensors as safetensors, with a checksum for each in the metadata."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    notes = {name: str(value) for name, value in (metadata or {}).items()}
+    notes["checksums"] = json.dumps({name: _checksum(t) for name, t in tensors.items()})
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary), notes)
+
+
+class Tensors:
+    """A safetensors file opened for reading, tensor by tensor, each one checked.
+
+    `Tensors(path)[name]` is the tensor; Problem if the file or the tensor is damaged.
+    """
+
+    def __init__(self, path):
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(str(path), "pt")
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(str(error)) from error
+        self.metadata = self._file.metadata() or {}
+        self._checksums = json.loads(self.metadata.get("checksums", "{}"))
+
+    def __iter__(self):
+        return iter(self._file.keys())
+
+    def __contains__(self, name):
+        return name in self._file.keys()
+
+    def __getitem__(self, name):
+        from safetensors import SafetensorError
+
+        try:
+            tensor = self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise self._damaged(str(error)) from error
+        if self._checksums.get(name, "") != _checksum(tensor):
+            raise self._damaged(f"checksum of {name} differs")
+        return tensor
+
+    def _damaged(self, why):
+        return Problem(f"{self.path} is damaged ({why}); delete it and run again")
+
+
+def write_table(table, path) -> None:
+    """Write a pyarrow table as Parquet with page checksums."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path, **options):
+    """The pyarrow table in a Parquet file; Problem if it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, page_checksum_verification=True, **options)
+    except (OSError, pa.ArrowException) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run again") from error

@@ -1,0 +1,95 @@
+"""Stage `states`: hidden states of every layer at the last token, one forward a prompt."""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from vecsweep import STEP_VERSIONS
+from vecsweep.files import read_json, write_tensors
+from vecsweep.prompts import kept_rows
+
+# Prompts in novel contexts are only run with interventions.
+PROMPT_SETS = ("abstractive", "extractive")
+
+
+def arguments(parser):
+    parser.add_argument("--model", type=Path, required=True, help="model.json")
+    parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
+    parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
+    parser.add_argument("--batch-tokens", type=int, required=True, help="tokens in one forward")
+    parser.add_argument("--output", type=Path, required=True, help="safetensors to write")
+
+
+def run(args):
+    """Write `resid_mid.LL`, `ffn_out.LL`, `resid_post.LL`, each [prompts, d_model].
+
+    Rows are `kept_rows(prompts, PROMPT_SETS)`. Parallel blocks have no resid_mid; they have
+    `resid_pre.00` instead, from which each layer's attention update follows.
+    """
+    from vecsweep.models import forward, load, proof, readout
+
+    description = read_json(args.model)
+    rows = kept_rows(args.prompts, PROMPT_SETS)
+    engine = load.load(description, args.model, args.batch_tokens)
+    proof.prove(engine, readout.Readout.load(args.readout), rows[0]["token_ids"])
+    groups = prompt_groups(rows)
+    states = forward.last_token_states(engine, groups, progress_line(len(rows)))
+    sequential = not engine.parallel
+    states = {
+        name: tensor
+        for name, tensor in states.items()
+        if not name.startswith("resid_pre") or (name == "resid_pre.00" and not sequential)
+    }
+    metadata = {
+        "model": description["model"],
+        "task": rows[0]["task"],
+        "dtype": description["dtype"],
+        "token_ids_sha256": token_hash(rows),
+        "step_version": STEP_VERSIONS["states"],
+    }
+    write_tensors(states, args.output, metadata)
+
+
+def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:
+    """Token ids of consecutive prompts with the same set and demonstrations: a shared beginning."""
+    groups: dict[tuple, list] = {}
+    order = []
+    for row in rows:
+        key = (row["prompt_set"], row["demonstrations"])
+        if not order or order[-1] != key:
+            order.append(key)
+            groups[(len(order), *key)] = []
+        groups[(len(order), *key)].append(row["token_ids"])
+    return list(groups.values())
+
+
+def token_hash(rows: list[dict]) -> str:
+    """sha256 of the prompts' token ids, in order."""
+    return hashlib.sha256(json.dumps([r["token_ids"] for r in rows]).encode()).hexdigest()
+
+
+def progress_line(total: int):
+    """A callback that prints prompts done, tokens per second and the time left, every 5 s."""
+    start = time.monotonic()
+    done = {"prompts": 0, "tokens": 0, "printed": start}
+
+    def progress(prompts, tokens):
+        done["prompts"] += prompts
+        done["tokens"] += tokens
+        now = time.monotonic()
+        finished = done["prompts"] == total and prompts
+        if now - done["printed"] < 5 and not finished:
+            return
+        done["printed"] = now
+        elapsed = max(now - start, 1e-9)
+        left = elapsed * (total - done["prompts"]) / max(done["prompts"], 1)
+        print(
+            f"{done['prompts']} of {total} prompts, {done['tokens'] / elapsed:.0f} tokens/s, "
+            f"{left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return progress

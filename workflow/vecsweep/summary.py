@@ -1,0 +1,164 @@
+"""Stage `summary`: all results in one DuckDB database, and the tables that people read."""
+
+import json
+from pathlib import Path
+
+from vecsweep.files import replacing
+
+SQL = Path(__file__).parent / "sql"
+
+
+def arguments(parser):
+    parser.add_argument("--results", type=Path, required=True, help="the results folder")
+    parser.add_argument(
+        "--grid", type=json.loads, required=True, help='JSON: {"model": ["0-11", ...], ...}'
+    )
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--resamples", type=int, required=True, help="bootstrap resamples")
+    parser.add_argument("--database", type=Path, required=True, help="DuckDB file to write")
+    parser.add_argument("--tables", type=Path, required=True, help="folder for CSV tables")
+
+
+def run(args):
+    """Build the database from the grid's files and nothing else, then the CSV tables."""
+    import duckdb
+
+    with replacing(args.database) as temporary:
+        connection = duckdb.connect(str(temporary))
+        build(connection, grid_files(args.results, args.grid, args.tasks))
+        add_statistics(connection, args.resamples)
+        write_tables(connection, args.tables)
+        connection.close()
+
+
+def grid_files(results: Path, grid: dict, tasks: list[str]) -> dict[str, list[str]]:
+    """The files of a grid {model: layer blocks} x tasks, by table."""
+    cells = [(model, task) for model in grid for task in tasks]
+    return {
+        "models": [f"{results}/models/{model}/model.json" for model in grid],
+        "vocabularies": [f"{results}/models/{model}/vocabulary.parquet" for model in grid],
+        "prompts": [f"{results}/prompts/{m}/{t}.parquet" for m, t in cells],
+        "stages": [f"{results}/stages/{m}/{t}.parquet" for m, t in cells],
+        "lens": [f"{results}/lens/{m}/{t}/{block}.parquet" for m, t in cells for block in grid[m]],
+    }
+
+
+def build(connection, files: dict[str, list[str]]) -> None:
+    """Create the tables of `sql/summary.sql` from explicit lists of files."""
+    for statement in (SQL / "summary.sql").read_text().split(";\n"):
+        for table, paths in files.items():
+            listed = "[" + ", ".join(f"'{path}'" for path in paths) + "]"
+            statement = statement.replace(f"${table}", listed)
+        if statement.strip():
+            connection.execute(statement)
+
+
+def add_statistics(connection, resamples: int, seed: int = 0) -> None:
+    """Tables `curves` and `crossovers`: means over prompts with bootstrap 95 % bands.
+
+    `curves`: mean reciprocal rank of argument and answer by layer. `crossovers`: the depth,
+    (layer + 1) / layers, from which on the answer's mean reciprocal rank is the larger one.
+    Subset `correct` holds the prompts that are answered correctly, `all` every prompt.
+    """
+    import numpy as np
+    import pandas as pd
+
+    groups = connection.execute(
+        "SELECT DISTINCT model, task, prompt_set FROM stages ORDER BY ALL"
+    ).fetchall()
+    curves, crossovers = [], []
+    for model, task, prompt_set in groups:
+        rows = connection.execute(
+            """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
+               FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
+               WHERE site = 'resid_post' AND (model, task, prompt_set) = (?, ?, ?)""",
+            [model, task, prompt_set],
+        ).df()
+        for subset in ("all", "correct"):
+            chosen = rows if subset == "all" else rows[rows.correct]
+            if chosen.empty:
+                continue
+            wide = chosen.pivot(
+                index="prompt_id", columns=["target", "layer"], values="reciprocal_rank"
+            )
+            labels = {"model": model, "task": task, "prompt_set": prompt_set, "subset": subset}
+            values = np.stack([wide["argument"].values, wide["answer"].values], axis=1)
+            drawn = resampled_means(values, resamples, seed)
+            curves += curve_rows(values, drawn, labels)
+            crossovers.append(crossover_row(values, drawn, labels))
+    for name, table in {"curves": curves, "crossovers": crossovers}.items():
+        frame = pd.DataFrame(table)  # noqa: F841 (DuckDB reads it by name)
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM frame")
+
+
+def resampled_means(values, resamples: int, seed: int):
+    """Bootstrap means over the first axis: values [prompts, ...] -> [resamples, ...]."""
+    import numpy as np
+
+    count = len(values)
+    weights = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
+    return np.tensordot(weights / count, values, axes=1)
+
+
+def curve_rows(values, drawn, labels: dict) -> list[dict]:
+    """Rows of `curves` from values [prompts, 2, layers] and their bootstrap means."""
+    import numpy as np
+
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    layers = values.shape[-1]
+    return [
+        labels
+        | {
+            "target": target,
+            "layer": layer,
+            "depth": (layer + 1) / layers,
+            "prompts": len(values),
+            "reciprocal_rank": values[:, k, layer].mean(),
+            "low": low[k, layer],
+            "high": high[k, layer],
+            "top_1": (values[:, k, layer] == 1).mean(),
+            "top_10": (values[:, k, layer] >= 1 / 10).mean(),
+        }
+        for k, target in enumerate(("argument", "answer"))
+        for layer in range(layers)
+    ]
+
+
+def crossover_row(values, drawn, labels: dict) -> dict:
+    """A row of `crossovers`; depth is missing where the answer never stays ahead."""
+    import numpy as np
+
+    found = crossover_depths(values.mean(0, keepdims=True))[0]
+    spread = crossover_depths(drawn)
+    spread = spread[~np.isnan(spread)]
+    low, high = np.quantile(spread, [0.025, 0.975]) if len(spread) else (np.nan, np.nan)
+    argument = values[:, 0].mean(0)
+    return labels | {
+        "prompts": len(values),
+        "depth": found,
+        "low": low,
+        "high": high,
+        "argument_peak": argument.max(),
+        "argument_peak_layer": int(argument.argmax()),
+        "argument_end": argument[-1],
+        "answer_end": values[:, 1, -1].mean(),
+    }
+
+
+def crossover_depths(means):
+    """Depths [n] from which on the answer leads for good, means [n, 2, layers]; nan if never."""
+    import numpy as np
+
+    layers = means.shape[-1]
+    behind = means[:, 1] <= means[:, 0]
+    last_behind = np.where(behind.any(-1), layers - 1 - behind[:, ::-1].argmax(-1), -1)
+    depth = (last_behind + 2) / layers
+    return np.where(last_behind == layers - 1, np.nan, depth)
+
+
+def write_tables(connection, folder: Path) -> None:
+    """The CSV tables, one a query in `sql/tables/`, which also become views of the database."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted((SQL / "tables").glob("*.sql")):
+        connection.execute(f"CREATE VIEW {path.stem} AS {path.read_text()}")
+        connection.execute(f"COPY {path.stem} TO '{folder / path.stem}.csv' (HEADER)")
