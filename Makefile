@@ -1,0 +1,34 @@
+# make        set up, sweep, report        make test   set up, run the tests
+# make clean  remove what a sweep made     make bench  what the engine costs, as ratios
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: all sweep test bench clean
+all: sweep
+	@$(MAKE) --no-print-directory results/report.html
+
+sweep: $(VENV)/ready
+	snakemake --cores $(CORES)
+
+# The report is written anew only when what it shows is.
+results/report.html: results/summary.duckdb $(wildcard results/figures/*.svg) | $(VENV)/ready
+	snakemake --report $@
+	@echo "Open $@"
+
+test: $(VENV)/ready-dev
+	$(VENV)/bin/pytest
+
+clean:
+	rm -rf results/*/ results/*.duckdb results/report.html logs .snakemake
+
+$(VENV)/ready: envs/requirements.lock envs/models.lock pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r envs/requirements.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -r envs/models.lock -e .
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready envs/dev.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r envs/dev.lock
+	touch $@
