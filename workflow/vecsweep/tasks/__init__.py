@@ -35,6 +35,7 @@ class Task:
     template: str
     separator: str
     extractive: dict
+    data: str
     rows: list
     demonstrations: list = field(default_factory=list)
     out_of_domain: dict = field(default_factory=dict)
@@ -60,16 +61,10 @@ def load(path) -> Task:
     if content["kind"] not in KINDS:
         raise Problem(f"{path}: kind '{content['kind']}' is none of {', '.join(KINDS)}")
     content.pop("source", None)
-    rows = read_rows(path.parent / content.pop("data"))
-    task = Task(name=path.stem, rows=rows, **content)
+    content["data"] = str(path.parent / content["data"])
+    task = Task(name=path.stem, rows=read_rows(Path(content["data"])), **content)
     _check_columns(task, path)
     return task
-
-
-def check(path) -> str:
-    """The path of a task's data file, after the whole task was read; Problem if anything is off."""
-    load(path)
-    return str(Path(path).parent / yaml.safe_load(Path(path).read_text(encoding="utf-8"))["data"])
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -184,9 +179,9 @@ def extractive_answers(task: Task, row: dict) -> list[str]:
 
 
 def novel_prompt(row: dict, words: list[str], generator: random.Random) -> str:
-    """Three random words and the argument, twice, cut before the argument (paper section 3)."""
+    """Three random words and the argument, thrice, cut before the last argument (paper section 3)."""
     context = " ".join(generator.sample(words, 3))
-    return f"{context} {row['argument']} {context}"
+    return f"{context} {row['argument']} {context} {row['argument']} {context}"
 
 
 def _fill(template, row, answer):
