@@ -10,13 +10,26 @@ try:
         name: settings.get("file", f"{workflow.basedir}/workflow/vecsweep/tasks/{name}.yaml")
         for name, settings in config["tasks"].items()
     }
-    # Every task is read before any job starts; a table with a mistake costs no sweep.
-    TASK_DATA = {name: tasks.check(path) for name, path in TASK_FILES.items()}
+    # Every task is read before any job starts: a mistake in a table costs no sweep.
+    LOADED = {name: tasks.load(path) for name, path in TASK_FILES.items()}
 except Problem as problem:
     raise WorkflowError(str(problem)) from None
 
 MODELS = list(config["models"])
 TASKS = list(config["tasks"])
+
+
+def listed(names):
+    """The tasks that a config list names; null means all."""
+    return TASKS if names is None else [task for task in TASKS if task in names]
+
+
+INJECTED = listed(config["interventions"]["tasks"])
+ABLATED = listed(config["ablations"]["tasks"])
+SEARCH_SETTINGS = {
+    key: config["interventions"][key]
+    for key in ("modes", "scales", "position", "end_depth", "dev_prompts", "test_prompts")
+} | {"seed": config["prompts"]["seed"]}
 
 # Jobs find the package also in a conda environment or container that does not have it.
 shell.prefix(f"export PYTHONPATH={workflow.basedir}/workflow; ")
@@ -57,3 +70,14 @@ def over_layers(pattern):
 def fetching(model):
     """The part of a model's config that says what it is and where its weights come from."""
     return without(config["models"][model], "batch_tokens", "shards", "layers_per_job")
+
+
+def rivals(task):
+    """The task whose o-vector is a control for another task's: none if the grid has no such."""
+    others = [name for name in config["interventions"]["rivals"] if name in TASKS and name != task]
+    return others[:1]
+
+
+def other_domains(task):
+    """The task of the grid that is out-of-domain for another one: none or one."""
+    return [name for name in TASKS if name == LOADED[task].out_of_domain.get("task")]

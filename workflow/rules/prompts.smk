@@ -2,7 +2,7 @@ rule prompts:
     input:
         model="results/models/{model}/model.json",
         task=lambda wildcards: TASK_FILES[wildcards.task],
-        data=lambda wildcards: TASK_DATA[wildcards.task],
+        data=lambda wildcards: LOADED[wildcards.task].data,
     output:
         "results/prompts/{model}/{task}.parquet",
     params:

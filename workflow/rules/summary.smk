@@ -10,13 +10,22 @@ rule summary:
             for layers in layer_blocks(model)
         ],
         stages=expand("results/stages/{model}/{task}.parquet", model=MODELS, task=TASKS),
+        ovectors=expand("results/ovectors/{model}/{task}.parquet", model=MODELS, task=INJECTED),
+        interventions=[
+            f"results/interventions/{model}/{task}/{layers}.parquet"
+            for model in MODELS
+            for task in INJECTED
+            for layers in layer_blocks(model)
+        ],
+        selection=expand("results/selection/{model}/{task}.parquet", model=MODELS, task=INJECTED),
+        ablations=expand("results/ablations/{model}/{task}.parquet", model=MODELS, task=ABLATED),
     output:
         database="results/summary.duckdb",
         tables=directory("results/tables"),
     params:
         # The grid, not the files: thousands of paths do not fit a command line.
         grid=json.dumps({model: layer_blocks(model) for model in MODELS}),
-        tasks=TASKS,
+        tasks=json.dumps({"all": TASKS, "injected": INJECTED, "ablated": ABLATED}),
         resamples=config["summary"]["resamples"],
         step=STEP_VERSIONS["summary"],
     log:
@@ -28,6 +37,6 @@ rule summary:
     message:
         "summary.duckdb and the tables"
     shell:
-        "python -m vecsweep summary --results results --grid {params.grid:q} --tasks {params.tasks}"
+        "python -m vecsweep summary --results results --grid {params.grid:q} --tasks {params.tasks:q}"
         " --resamples {params.resamples}"
         " --database {output.database} --tables {output.tables} 2> {log}"

@@ -12,6 +12,10 @@ STEP_VERSIONS = {
     "states": 1,
     "lens": 1,
     "stages": 1,
+    "ovectors": 1,
+    "interventions": 1,
+    "selection": 1,
+    "ablations": 1,
     "summary": 1,
     "figures": 1,
 }

@@ -13,15 +13,16 @@ from vecsweep import Problem
 def replacing(path):
     """Yield a temporary path beside `path`; it takes the place of `path` only on success."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise Problem(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def write_json(data: dict, path) -> None:
@@ -44,13 +45,19 @@ def _checksum(tensor) -> str:
     return format(zlib.crc32(tensor.contiguous().view(torch.uint8).numpy()), "08x")
 
 
+def _header_checksum(notes: dict, shapes: dict) -> str:
+    return format(zlib.crc32(json.dumps([notes, shapes], sort_keys=True).encode()), "08x")
+
+
 def write_tensors(tensors: dict, path, metadata: dict | None = None) -> None:
     """Write named tensors as safetensors, with a checksum for each in the metadata."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = {name: str(value) for name, value in (metadata or {}).items()}
-    notes["checksums"] = json.dumps({name: _checksum(t) for name, t in tensors.items()})
+    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    header = _header_checksum(notes, {name: list(t.shape) for name, t in tensors.items()})
+    notes["checksums"] = json.dumps(checksums | {"": header})
     with replacing(path) as temporary:
         save_file(tensors, str(temporary), notes)
 
@@ -67,10 +74,15 @@ class Tensors:
         self.path = path
         try:
             self._file = safe_open(str(path), "pt")
-        except (OSError, SafetensorError) as error:
+            self.metadata = self._file.metadata() or {}
+            self._checksums = json.loads(self.metadata.get("checksums", "{}"))
+            shapes = {name: self._file.get_slice(name).get_shape() for name in self}
+        except (OSError, ValueError, SafetensorError) as error:
             raise self._damaged(str(error)) from error
-        self.metadata = self._file.metadata() or {}
-        self._checksums = json.loads(self.metadata.get("checksums", "{}"))
+        notes = {key: note for key, note in self.metadata.items() if key != "checksums"}
+        header = _header_checksum(notes, shapes)
+        if self._checksums.pop("", header) != header or set(self._checksums) != set(shapes):
+            raise self._damaged("checksum of the header differs")
 
     def __iter__(self):
         return iter(self._file.keys())

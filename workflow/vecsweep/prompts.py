@@ -7,6 +7,7 @@ from pathlib import Path
 from vecsweep import STEP_VERSIONS, Problem, tasks
 from vecsweep.files import read_json, read_table, write_table
 
+PROMPT_SETS = ("abstractive", "extractive", "novel")
 # A shared first token of argument and answer leaves nothing to tell apart (paper section 3).
 SAME_FIRST_TOKEN = "argument and answer start with the same token"
 
@@ -54,6 +55,7 @@ def _schema(pa):
             "prompt_set": text,
             "prompt_id": number,
             "group": text,
+            "out_of_domain": pa.bool_(),
             "argument": text,
             "answer": text,
             "demonstrations": text,
@@ -80,20 +82,21 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
     """
     seed = settings["seed"]
     words = tasks.random_words()
-    split = _split(len(task.rows), seed, task.name)
+    group = task.out_of_domain.get("group")
+    split = split_arguments([row["argument"] for row in task.rows], seed, task.name)
     rows = []
     for number, row in enumerate(task.rows):
         shown = tasks.choose_demonstrations(task, row, settings["demonstrations"], seed)
-        generator = random.Random(f"{seed} {task.name} {row['argument']}")
+        question = tasks.abstractive_prompt(task, row, [])
         texts = {
             "abstractive": tasks.abstractive_prompt(task, row, shown),
             "extractive": tasks.extractive_prompt(task, row, shown),
-            "novel": tasks.novel_prompt(row, words, generator),
+            # Seeded by the row itself, so that a row added elsewhere changes no prompt.
+            "novel": tasks.novel_prompt(row, words, random.Random(f"{seed} {question}")),
         }
         for prompt_set, text in texts.items():
-            answers = row["answers"]
-            if prompt_set == "extractive":
-                answers = tasks.extractive_answers(task, row)
+            twin = prompt_set == "extractive"
+            answers = tasks.extractive_answers(task, row) if twin else row["answers"]
             rows.append(
                 {
                     "task": task.name,
@@ -104,10 +107,13 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
                     "answer": "|".join(answers),
                     "demonstrations": "|".join(r["argument"] for r in shown),
                     "text": text,
-                    "split": split[number],
+                    "split": split[row["argument"]],
+                    "out_of_domain": group is not None and row.get("group") == group,
                 }
-                | _tokens(tokenizer, text, row["argument"], answers, context)
+                | _tokens(tokenizer, text, row["argument"], answers, twin, context)
             )
+    # A set's prompts stand together, since they share their beginning.
+    rows.sort(key=lambda row: PROMPT_SETS.index(row["prompt_set"]))
     _drop_pairs(rows, settings["max_prompts"], seed)
     if all(row["dropped"] for row in rows):
         raise Problem(f"task '{task.name}': no prompt is left: every row was dropped, the first "
@@ -115,10 +121,11 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
     return rows
 
 
-def _split(count, seed, name):
-    """A seeded half of the rows for choosing (dev), the other for reporting (test)."""
-    order = random.Random(f"{seed} {name} split").sample(range(count), count)
-    return ["dev" if order[i] < count // 2 else "test" for i in range(count)]
+def split_arguments(arguments: list[str], seed: int, name: str) -> dict[str, str]:
+    """argument -> dev (for choosing settings) or test (for reporting), a seeded half each."""
+    distinct = list(dict.fromkeys(arguments))
+    dev = set(random.Random(f"{seed} {name} split").sample(distinct, len(distinct) // 2))
+    return {argument: "dev" if argument in dev else "test" for argument in distinct}
 
 
 def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] | None:
@@ -130,7 +137,7 @@ def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] |
     return longer[len(ids) :] if longer[: len(ids)] == ids else None
 
 
-def _tokens(tokenizer, text, argument, answers, context):
+def _tokens(tokenizer, text, argument, answers, twin, context):
     ids = tokenizer(text).input_ids
     result = {"token_ids": ids, "dropped": None}
     words = [continuation(tokenizer, text, ids, word) for word in [argument, *answers]]
@@ -138,7 +145,7 @@ def _tokens(tokenizer, text, argument, answers, context):
         return result | {"dropped": "a word changes the tokens of its prompt"}
     argument_ids, *answer_ids = words
     first = list(dict.fromkeys(tokens[0] for tokens in answer_ids))
-    if argument not in answers:  # a copying twin answers with its argument
+    if not (twin and argument in answers):  # a copying twin answers with its argument
         first = [token for token in first if token != argument_ids[0]]
     if not first:
         return result | {"dropped": SAME_FIRST_TOKEN}

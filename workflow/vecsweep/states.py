@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from vecsweep import STEP_VERSIONS
+from vecsweep import STEP_VERSIONS, Problem
 from vecsweep.files import read_json, write_tensors
 from vecsweep.prompts import kept_rows
 
@@ -36,6 +36,12 @@ def run(args):
     proof.prove(engine, readout.Readout.load(args.readout), rows[0]["token_ids"])
     groups = prompt_groups(rows)
     states = forward.last_token_states(engine, groups, progress_line(len(rows)))
+    for name, tensor in states.items():
+        if not tensor.isfinite().all():  # nan would pass for the top token everywhere
+            raise Problem(
+                f"{description['model']}: {name} holds numbers that are infinite or none in "
+                f"{description['dtype']}; give the model a wider dtype"
+            )
     sequential = not engine.parallel
     states = {
         name: tensor

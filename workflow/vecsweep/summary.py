@@ -13,7 +13,9 @@ def arguments(parser):
     parser.add_argument(
         "--grid", type=json.loads, required=True, help='JSON: {"model": ["0-11", ...], ...}'
     )
-    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument(
+        "--tasks", type=json.loads, required=True, help="JSON: lists all, injected and ablated"
+    )
     parser.add_argument("--resamples", type=int, required=True, help="bootstrap resamples")
     parser.add_argument("--database", type=Path, required=True, help="DuckDB file to write")
     parser.add_argument("--tables", type=Path, required=True, help="folder for CSV tables")
@@ -31,15 +33,28 @@ def run(args):
         connection.close()
 
 
-def grid_files(results: Path, grid: dict, tasks: list[str]) -> dict[str, list[str]]:
-    """The files of a grid {model: layer blocks} x tasks, by table."""
-    cells = [(model, task) for model in grid for task in tasks]
+def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
+    """The files of a grid {model: layer blocks} x tasks, by stage.
+
+    `tasks` lists `all` tasks, and those whose o-vectors are `injected` or that are `ablated`.
+    """
+
+    def cells(stage, names, ending="parquet"):
+        return [f"{results}/{stage}/{m}/{t}.{ending}" for m in grid for t in names]
+
+    def blocks(stage, names):
+        return [f"{results}/{stage}/{m}/{t}/{b}.parquet" for m in grid for t in names for b in grid[m]]
+
     return {
         "models": [f"{results}/models/{model}/model.json" for model in grid],
         "vocabularies": [f"{results}/models/{model}/vocabulary.parquet" for model in grid],
-        "prompts": [f"{results}/prompts/{m}/{t}.parquet" for m, t in cells],
-        "stages": [f"{results}/stages/{m}/{t}.parquet" for m, t in cells],
-        "lens": [f"{results}/lens/{m}/{t}/{block}.parquet" for m, t in cells for block in grid[m]],
+        "prompts": cells("prompts", tasks["all"]),
+        "lens": blocks("lens", tasks["all"]),
+        "stages": cells("stages", tasks["all"]),
+        "ovectors": cells("ovectors", tasks["injected"]),
+        "interventions": blocks("interventions", tasks["injected"])
+        + cells("selection", tasks["injected"]),
+        "ablations": cells("ablations", tasks["ablated"]),
     }
 
 

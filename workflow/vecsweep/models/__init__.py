@@ -28,7 +28,9 @@ def run(args):
     skeleton = meta_model(name, folder)
     description = describe(name, config, skeleton, folder)
     description |= {"revision": revision, "sha256": sha256}
-    description["weights"] = os.path.relpath(folder, args.description.parent)
+    # Resolved, since the results may stand behind a link.
+    beside = args.description.parent.resolve()
+    description["weights"] = os.path.relpath(folder.resolve(), beside)
     if config["source"] == "hub":
         description["weights"] = str(folder)
     tensors, notes = readout_parts(name, skeleton, folder)
@@ -41,7 +43,10 @@ def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str 
     """(folder with the weights, hub revision, sha256 of the weight files) of a configured model."""
     kind, expected = config["source"], config.get("sha256")
     if kind == "hub":
-        return sources.hub_snapshot(name, config), config["revision"], None
+        folder = sources.hub_snapshot(name, config)
+        if expected:
+            sources.check_sha256(name, sorted(folder.glob("*.safetensors")), expected)
+        return folder, config["revision"], expected
     if kind == "package":
         files = sources.package_files(name, config)
         sources.check_sha256(name, files, expected)
@@ -63,17 +68,15 @@ def meta_model(name: str, folder: Path):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config).eval()
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a bad value raises transformers' own
+        reason = " ".join(str(error).split())
         raise Problem(
-            f"model '{name}': unknown model family in {folder / 'config.json'}: "
-            f"{str(error).splitlines()[0]}"
+            f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: {reason}"
         ) from error
 
 
 def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
     """What later stages and the tables need to know of a model (table `models` of the summary)."""
-    import transformers
-
     from vecsweep.models.families import family_of, is_parallel, module_at
 
     family = family_of(skeleton)
@@ -83,14 +86,13 @@ def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
             f"model '{name}': config says layers: {config['layers']}, the model has {layers}; "
             f"write layers: {layers}"
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return {
         "model": name,
         "family": skeleton.config.model_type,
         "parallel_blocks": is_parallel(family, skeleton.config),
         "layers": layers,
         "d_model": module_at(skeleton, family.embedding).embedding_dim,
-        "vocabulary": len(tokenizer),
+        "vocabulary": len(tokenizer_of(name, folder)),
         "parameters": sum(p.numel() for p in skeleton.parameters()),
         "context": getattr(skeleton.config, "max_position_embeddings", None),
         "dtype": config["dtype"],
@@ -99,12 +101,22 @@ def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
     }
 
 
+def tokenizer_of(name: str, folder: Path):
+    """The model's tokenizer."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers each raise their own
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise Problem(f"model '{name}': no tokenizer in {folder}: {reason}") from error
+
+
 def vocabulary(name: str, folder: Path):
     """A pyarrow table: the text of every token, columns model, token_id, token."""
     import pyarrow as pa
-    import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = tokenizer_of(name, folder)
     ids = list(range(len(tokenizer)))
     text = tokenizer.batch_decode([[token] for token in ids])
     columns = {"model": [name] * len(ids), "token_id": pa.array(ids, pa.int32()), "token": text}

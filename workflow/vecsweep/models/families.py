@@ -13,7 +13,8 @@ class Family:
     `attention` and `ffn` are the modules whose output is what the block adds to the
     residual stream. `ffn_norm` is the norm that reads the mid-block state, and None (or a
     false `sequential_if`) where attention and FFN read the same input (parallel blocks).
-    `bypass` is the inner module that need not run when the FFN's output is given.
+    `bypass` is the inner module that need not run when the FFN's output is given, `down` the
+    matrix from the FFN's neurons to the stream, `ffn_scaled` says that a norm follows it.
     """
 
     decoder: str
@@ -24,6 +25,8 @@ class Family:
     ffn: str
     ffn_norm: str | None
     bypass: str | None = None
+    down: str | None = None
+    ffn_scaled: bool = False
     parallel_flag: str | None = None  # the config attribute that says whether blocks are parallel
     norm_offset: float = 0.0  # Gemma's RMSNorm scales by 1 + weight
 
@@ -36,6 +39,7 @@ _LLAMA = Family(
     attention="self_attn",
     ffn="mlp",
     ffn_norm="post_attention_layernorm",
+    down="mlp.down_proj",
 )
 
 FAMILIES = {
@@ -47,6 +51,7 @@ FAMILIES = {
         attention="attn",
         ffn="mlp",
         ffn_norm="ln_2",
+        down="mlp.c_proj",
     ),
     "gptj": Family(
         decoder="transformer",
@@ -56,6 +61,7 @@ FAMILIES = {
         attention="attn",
         ffn="mlp",
         ffn_norm=None,
+        down="mlp.fc_out",
     ),
     "gpt_neox": Family(
         decoder="gpt_neox",
@@ -66,6 +72,7 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm="post_attention_layernorm",
         parallel_flag="use_parallel_residual",
+        down="mlp.dense_4h_to_h",
     ),
     "bloom": Family(
         decoder="transformer",
@@ -77,6 +84,7 @@ FAMILIES = {
         ffn="mlp.dense_4h_to_h",
         ffn_norm="post_attention_layernorm",
         bypass="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
     ),
     "opt": Family(
         decoder="model",
@@ -87,6 +95,7 @@ FAMILIES = {
         ffn="fc2",
         ffn_norm="final_layer_norm",
         bypass="fc1",
+        down="fc2",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -102,6 +111,8 @@ FAMILIES = {
         ffn_norm="pre_feedforward_layernorm",
         bypass="mlp",
         norm_offset=1.0,
+        down="mlp.down_proj",
+        ffn_scaled=True,
     ),
 }
 

@@ -67,6 +67,6 @@ def load(description: dict, beside: Path, batch_tokens: int) -> Engine:
             folder, dtype=getattr(torch, description["dtype"]), local_files_only=True
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise Problem(f"cannot load '{description['model']}' from {folder}: {reason}") from error
     return engine_of(model.to(device), batch_tokens)

@@ -43,15 +43,15 @@ def prove(engine: Engine, readout: Readout, ids: list[int]) -> None:
         before = states[f"resid_pre.{number}"] + attention[layer]
         if not engine.parallel:
             middle = states[f"resid_mid.{number}"]
-            if (off := _difference(before, middle)) > tolerance:
+            if not (off := _difference(before, middle)) <= tolerance:  # nan fails too
                 raise Problem(_wrong(family, layer, "resid_pre + attention = resid_mid", off))
             before = middle
         off = _difference(before + states[f"ffn_out.{number}"], states[f"resid_post.{number}"])
-        if off > tolerance:
+        if not off <= tolerance:
             raise Problem(_wrong(family, layer, "resid before the FFN + ffn_out = resid_post", off))
     last = states[f"resid_post.{len(engine.blocks) - 1:02d}"].cpu()
     off = _difference(readout.logits(readout.normed(last)), logits)
-    if off > tolerance:
+    if not off <= tolerance:
         raise Problem(
             f"family '{family}': early decoding of the last layer differs from the model's logits "
             f"by {off:.1e} (relative); the final norm or the head is not where families.py says"

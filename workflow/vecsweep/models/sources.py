@@ -61,25 +61,32 @@ def convert_gguf(files, target: Path) -> None:
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    joined = staging / "model.gguf"
-    with open(joined, "wb") as out:
-        for part in files:
-            with open(part, "rb") as file:
-                shutil.copyfileobj(file, out, 1 << 22)
-    options = {"gguf_file": joined.name, "local_files_only": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(staging, **options)
-    quantized = transformers.AutoModelForCausalLM.from_pretrained(staging, **options)
-    config = quantized.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with no_init_weights():
-        model = type(quantized)(config)
-    model.load_state_dict(quantized.state_dict())
-    joined.unlink()
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
+    try:
+        joined = staging / "model.gguf"
+        with open(joined, "wb") as out:
+            for part in files:
+                with open(part, "rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 22)
+        options = {"gguf_file": joined.name, "local_files_only": True}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(staging, **options)
+        quantized = transformers.AutoModelForCausalLM.from_pretrained(staging, **options)
+        config = quantized.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with no_init_weights():
+            model = type(quantized)(config)
+        model.load_state_dict(quantized.state_dict())
+        joined.unlink()
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+    except Exception as error:  # gguf, transformers and torch each raise their own
+        names = ", ".join(Path(f).name for f in files)
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise Problem(f"cannot convert {names} from GGUF: {reason}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def local_folder(name: str, source: dict) -> Path:

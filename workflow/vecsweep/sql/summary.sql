@@ -35,3 +35,20 @@ FROM (
            unnest(top_probability) AS probability
     FROM read_parquet($lens)
 ) JOIN vocabularies USING (model, token_id);
+
+CREATE TABLE ovectors AS
+SELECT model, task, donor, layer, argument, answer, norm, cosine_to_mean,
+       list_transform(promoted, lambda t: t) AS promoted, demoted
+FROM read_parquet($ovectors);
+
+CREATE TABLE interventions AS
+SELECT i.model, i.task, ovector_task, donor, source_layer, start_layer, end_layer, mode, position,
+       scale, control, domain, i.split, prompt_id,
+       unnest(['argument', 'answer']) AS target,
+       unnest([argument_rank_before, answer_rank_before]) AS rank_before,
+       unnest([argument_rank_after, answer_rank_after]) AS rank_after,
+       top_before, top_after
+FROM read_parquet($interventions) AS i;
+
+CREATE TABLE ablations AS
+SELECT * FROM read_parquet($ablations);

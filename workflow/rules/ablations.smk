@@ -1,0 +1,31 @@
+rule ablations:
+    input:
+        model="results/models/{model}/model.json",
+        readout="results/models/{model}/readout.safetensors",
+        prompts="results/prompts/{model}/{task}.parquet",
+    output:
+        "results/ablations/{model}/{task}.parquet",
+    params:
+        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        settings=json.dumps(
+            {
+                "max_prompts": config["ablations"]["max_prompts"],
+                "seed": config["prompts"]["seed"],
+            }
+        ),
+        twins=lambda wildcards: (
+            "--twins" if wildcards.task in listed(config["ablations"]["twins"]) else ""
+        ),
+        step=STEP_VERSIONS["ablations"],
+    log:
+        "logs/ablations/{model}/{task}.log",
+    benchmark:
+        "results/benchmarks/ablations/{model}/{task}.tsv"
+    conda:
+        "../../envs/engine.yaml"
+    message:
+        "{wildcards.model}: ablations on {wildcards.task}"
+    shell:
+        "python -m vecsweep ablations --model {input.model} --readout {input.readout}"
+        " --prompts {input.prompts} {params.twins} --batch-tokens {params.batch_tokens}"
+        " --settings {params.settings:q} --output {output} 2> {log}"

@@ -1,0 +1,25 @@
+rule interventions:
+    input:
+        model="results/models/{model}/model.json",
+        readout="results/models/{model}/readout.safetensors",
+        prompts="results/prompts/{model}/{task}.parquet",
+        vectors="results/ovectors/{model}/{task}.safetensors",
+    output:
+        "results/interventions/{model}/{task}/{first}-{last}.parquet",
+    params:
+        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        settings=json.dumps(SEARCH_SETTINGS),
+        step=STEP_VERSIONS["interventions"],
+    log:
+        "logs/interventions/{model}/{task}/{first}-{last}.log",
+    benchmark:
+        "results/benchmarks/interventions/{model}/{task}/{first}-{last}.tsv"
+    conda:
+        "../../envs/engine.yaml"
+    message:
+        "{wildcards.model}: o-vectors of {wildcards.task} from layers {wildcards.first} to {wildcards.last}"
+    shell:
+        "python -m vecsweep interventions --model {input.model} --readout {input.readout}"
+        " --prompts {input.prompts} --vectors {input.vectors} --first {wildcards.first}"
+        " --last {wildcards.last} --batch-tokens {params.batch_tokens}"
+        " --settings {params.settings:q} --output {output} 2> {log}"

@@ -1,0 +1,25 @@
+rule ovectors:
+    input:
+        readout="results/models/{model}/readout.safetensors",
+        prompts="results/prompts/{model}/{task}.parquet",
+        states="results/states/{model}/{task}.safetensors",
+        stages="results/stages/{model}/{task}.parquet",
+    output:
+        vectors="results/ovectors/{model}/{task}.safetensors",
+        table="results/ovectors/{model}/{task}.parquet",
+    params:
+        donors=config["ovectors"]["donors"],
+        seed=config["prompts"]["seed"],
+        step=STEP_VERSIONS["ovectors"],
+    log:
+        "logs/ovectors/{model}/{task}.log",
+    benchmark:
+        "results/benchmarks/ovectors/{model}/{task}.tsv"
+    conda:
+        "../../envs/engine.yaml"
+    message:
+        "{wildcards.model}: o-vectors of {wildcards.task}"
+    shell:
+        "python -m vecsweep ovectors --readout {input.readout} --prompts {input.prompts}"
+        " --states {input.states} --stages {input.stages} --donors {params.donors}"
+        " --seed {params.seed} --vectors {output.vectors} --table {output.table} 2> {log}"
