@@ -4,9 +4,12 @@ min_version("9.0")
 
 
 # A --configfile replaces the default config; it is never mixed with it.
-if "models" not in config:
+if not workflow.configfiles:
 
     configfile: "config.yaml"
+
+
+report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"

@@ -21,7 +21,13 @@ rule summary:
         ablations=expand("results/ablations/{model}/{task}.parquet", model=MODELS, task=ABLATED),
     output:
         database="results/summary.duckdb",
-        tables=directory("results/tables"),
+        tables=report(
+            directory("results/tables"),
+            patterns=["{table}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
     params:
         # The grid, not the files: thousands of paths do not fit a command line.
         grid=json.dumps({model: layer_blocks(model) for model in MODELS}),

@@ -38,12 +38,13 @@ def run(args):
     outcomes = ablate(engine, readout, rows, kinds, args.settings["seed"])
     for outcome in outcomes:
         outcome["model"] = description["model"]
-    table = pa.Table.from_pylist(outcomes, schema=_schema(pa))
+    table = pa.Table.from_pylist(outcomes, schema=schema(pa))
     notes = {"step_version": str(STEP_VERSIONS["ablations"])}
     write_table(table.replace_schema_metadata(notes), args.output)
 
 
-def _schema(pa):
+def schema(pa):
+    """Columns of table `ablations`."""
     text, number = pa.string(), pa.int32()
     return pa.schema(
         {

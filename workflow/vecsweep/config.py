@@ -17,7 +17,9 @@ def checked(config: dict, schema_path=SCHEMA) -> dict:
     schema = yaml.safe_load(Path(schema_path).read_text())
     errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
     # An unknown key often makes a required one missing: name the unknown key first.
-    errors = sorted(errors, key=lambda e: (e.validator != "additionalProperties", list(e.path)))
+    errors = sorted(
+        errors, key=lambda e: (e.validator != "additionalProperties", list(map(str, e.path)))
+    )
     if errors:
         raise Problem(_line(errors[0]))
     config = copy.deepcopy(config)

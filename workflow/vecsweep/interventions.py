@@ -233,8 +233,16 @@ def write_outcomes(outcomes: list[dict], path, step_version: int) -> None:
     """Write table `interventions`, wide: both targets in a row; empty where nothing was found."""
     import pyarrow as pa
 
+    names = schema(pa).names
+    rows = [{name: outcome[name] for name in names} for outcome in outcomes]
+    table = pa.Table.from_pylist(rows, schema=schema(pa))
+    write_table(table.replace_schema_metadata({"step_version": str(step_version)}), path)
+
+
+def schema(pa):
+    """Columns of table `interventions`, wide."""
     text, number, small = pa.string(), pa.int32(), pa.int16()
-    schema = pa.schema(
+    return pa.schema(
         {
             "model": text,
             "task": text,
@@ -258,9 +266,6 @@ def write_outcomes(outcomes: list[dict], path, step_version: int) -> None:
             "top_after": number,
         }
     )
-    rows = [{name: outcome[name] for name in schema.names} for outcome in outcomes]
-    table = pa.Table.from_pylist(rows, schema=schema)
-    write_table(table.replace_schema_metadata({"step_version": str(step_version)}), path)
 
 
 def read_outcomes(paths) -> list[dict]:

@@ -108,20 +108,6 @@ def describe(donors, vectors, readout_path, metadata):
 
     from vecsweep.models.readout import Readout
 
-    schema = pa.schema(
-        {
-            "model": pa.string(),
-            "task": pa.string(),
-            "donor": pa.int32(),
-            "layer": pa.int16(),
-            "argument": pa.string(),
-            "answer": pa.string(),
-            "norm": pa.float32(),
-            "cosine_to_mean": pa.float32(),
-            "promoted": pa.list_(pa.int32()),
-            "demoted": pa.list_(pa.int32()),
-        }
-    )
     rows = []
     if donors:
         readout = Readout.load(readout_path)
@@ -144,5 +130,23 @@ def describe(donors, vectors, readout_path, metadata):
                     "demoted": demoted[i].tolist(),
                 }
             )
-    table = pa.Table.from_pylist(rows, schema=schema)
+    table = pa.Table.from_pylist(rows, schema=schema(pa))
     return table.replace_schema_metadata({"step_version": str(STEP_VERSIONS["ovectors"])})
+
+
+def schema(pa):
+    """Columns of table `ovectors`; donor is a prompt_id, MEAN for the mean of all donors."""
+    return pa.schema(
+        {
+            "model": pa.string(),
+            "task": pa.string(),
+            "donor": pa.int32(),
+            "layer": pa.int16(),
+            "argument": pa.string(),
+            "answer": pa.string(),
+            "norm": pa.float32(),
+            "cosine_to_mean": pa.float32(),
+            "promoted": pa.list_(pa.int32()),
+            "demoted": pa.list_(pa.int32()),
+        }
+    )

@@ -32,16 +32,10 @@ def run(args):
     task = tasks.load(args.task)
     rows = build(task, tokenizer, args.settings, description["context"])
     for row in rows:
-        row["model"] = description["model"]
-    notes = {
-        "step_version": STEP_VERSIONS["prompts"],
-        "title": task.title,
-        "kind": task.kind,
-        "out_of_domain": json.dumps(task.out_of_domain),
-    }
+        row |= {"model": description["model"], "title": task.title, "kind": task.kind}
     table = pa.Table.from_pylist(rows, schema=_schema(pa))
-    table = table.replace_schema_metadata({k: str(v) for k, v in notes.items()})
-    write_table(table, args.output)
+    notes = {"step_version": str(STEP_VERSIONS["prompts"])}
+    write_table(table.replace_schema_metadata(notes), args.output)
     kept = sum(row["dropped"] is None for row in rows)
     print(f"{description['model']}, {task.name}: {kept} prompts of {len(rows)} kept")
 
@@ -52,6 +46,8 @@ def _schema(pa):
         {
             "model": text,
             "task": text,
+            "title": text,
+            "kind": text,
             "prompt_set": text,
             "prompt_id": number,
             "group": text,
@@ -164,15 +160,21 @@ def _tokens(tokenizer, text, argument, answers, twin, context):
 
 
 def _drop_pairs(rows, max_prompts, seed):
-    """What is dropped from one prompt set is dropped from all; then the seeded cap."""
+    """What is dropped from one prompt set is dropped from all; then the seeded cap.
+
+    A quarter of the places is kept for the out-of-domain group, if there is one.
+    """
     reasons = {}
     for row in rows:
         if row["dropped"]:
             reasons.setdefault(row["prompt_id"], row["dropped"])
-    left = sorted({row["prompt_id"] for row in rows} - set(reasons))
+    left = {row["prompt_id"]: row["out_of_domain"] for row in rows if row["prompt_id"] not in reasons}
     if max_prompts and len(left) > max_prompts:
-        kept = random.Random(f"{seed} cap").sample(left, max_prompts)
-        reasons |= {number: f"over max_prompts: {max_prompts}" for number in set(left) - set(kept)}
+        order = random.Random(f"{seed} cap").sample(sorted(left), len(left))
+        outside = [number for number in order if left[number]][: max_prompts // 4]
+        inside = [number for number in order if not left[number]][: max_prompts - len(outside)]
+        capped = set(left) - set(inside + outside)
+        reasons |= dict.fromkeys(capped, f"over max_prompts: {max_prompts}")
     for row in rows:
         row["dropped"] = reasons.get(row["prompt_id"])
 

@@ -28,6 +28,8 @@ from vecsweep.ovectors import MEAN
 from vecsweep.prompts import kept_rows
 
 REPEATS = 3  # random vectors and unrelated prompts: one alone may be a lucky one
+# Controls that are also tried at every start layer, for one task of a model.
+EVERYWHERE = ("o-vector", "random", "rival", "unrelated", "zero", "difference")
 PARTS = (1, 10, 100)  # neurons or directions kept; the whole vector is the o-vector itself
 
 
@@ -51,17 +53,11 @@ def run(args):
         own = kept_rows(args.prompts, NOVEL)
         settings = args.settings | {"scales": [chosen["scale"]]}
         plans = chosen_plans(engine, own, vectors, donors, chosen, args)
-        if args.all_layers:
-            controls = [p for p in plans if p.labels[0]["control"] in EVERYWHERE]
-            plans += [
-                Plan(start, p.end, p.mode, p.position, p.vectors, p.labels)
-                for start in range(end_layer(settings, len(engine.blocks)) + 1)
-                for p in controls
-                if start != chosen["start_layer"]
-            ]
         for domain, rows in test_prompts(own, donors, args).items():
             if rows:
                 found = run_plans(engine, readout, rows, plans, report=True)
+                if args.all_layers and domain == "in":
+                    found += at_all_layers(engine, readout, rows, plans, chosen, settings)
                 label(found, description["model"], own[0]["task"], "test", domain)
                 outcomes += found
     write_outcomes(outcomes, args.output, STEP_VERSIONS["selection"])
@@ -89,8 +85,16 @@ def test_prompts(own: list[dict], donors, args) -> dict[str, list[dict]]:
     }
 
 
-# Controls that are also tried at every start layer, for one task of a model.
-EVERYWHERE = ("o-vector", "random", "rival", "unrelated", "zero", "difference")
+def at_all_layers(engine, readout, rows, plans, chosen: dict, settings: dict) -> list[dict]:
+    """Outcomes of the chosen vector and its controls at every other start layer."""
+    moved = [
+        Plan(start, p.end, p.mode, p.position, p.vectors, p.labels)
+        for start in range(end_layer(settings, len(engine.blocks)) + 1)
+        for p in plans
+        if p.labels[0]["control"] in EVERYWHERE and start != chosen["start_layer"]
+    ]
+    few = capped(rows, settings["dev_prompts"], settings["seed"])
+    return run_plans(engine, readout, few, moved, report=True)
 
 
 def chosen_plans(engine, own, vectors, donors, chosen: dict, args) -> list[Plan]:

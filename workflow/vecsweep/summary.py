@@ -1,9 +1,11 @@
 """Stage `summary`: all results in one DuckDB database, and the tables that people read."""
 
 import json
+import tempfile
 from pathlib import Path
 
-from vecsweep.files import replacing
+from vecsweep import Problem
+from vecsweep.files import replacing, write_table
 
 SQL = Path(__file__).parent / "sql"
 
@@ -26,11 +28,15 @@ def run(args):
     import duckdb
 
     with replacing(args.database) as temporary:
-        connection = duckdb.connect(str(temporary))
-        build(connection, grid_files(args.results, args.grid, args.tasks))
-        add_statistics(connection, args.resamples)
-        write_tables(connection, args.tables)
-        connection.close()
+        with duckdb.connect(str(temporary)) as connection:
+            files = grid_files(args.results, args.grid, args.tasks)
+            try:
+                build(connection, files, args.tasks["injected"])
+            except (duckdb.IOException, duckdb.InvalidInputException) as error:
+                reason = str(error).splitlines()[0]
+                raise Problem(f"a result is missing or damaged: {reason}; run again") from error
+            add_statistics(connection, args.resamples)
+            write_tables(connection, args.tables)
 
 
 def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
@@ -58,18 +64,36 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     }
 
 
-def build(connection, files: dict[str, list[str]]) -> None:
-    """Create the tables of `sql/summary.sql` from explicit lists of files."""
-    for statement in (SQL / "summary.sql").read_text().split(";\n"):
-        for table, paths in files.items():
-            listed = "[" + ", ".join(f"'{path}'" for path in paths) + "]"
-            statement = statement.replace(f"${table}", listed)
-        if statement.strip():
-            connection.execute(statement)
+def build(connection, files: dict[str, list[str]], injected: list[str]) -> None:
+    """Create the tables of `sql/summary.sql` from explicit lists of files.
+
+    Stages that the config leaves out have no files; their tables are made, without rows.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        values = {table: paths or [empty_table(table, folder)] for table, paths in files.items()}
+        values["injected"] = injected
+        statements = (SQL / "summary.sql").read_text()
+        for name, strings in values.items():
+            listed = ", ".join(f"'{text}'" for text in strings)
+            statements = statements.replace(f"${name})", f"[{listed}]::VARCHAR[])")
+            statements = statements.replace(f"${name},", f"[{listed}]::VARCHAR[],")
+        connection.execute(statements)
+
+
+def empty_table(stage: str, folder: str) -> str:
+    """The path of a Parquet file with a stage's columns and no rows."""
+    import pyarrow as pa
+
+    from vecsweep import ablations, interventions, ovectors
+
+    schema = {"ovectors": ovectors, "interventions": interventions, "ablations": ablations}
+    path = f"{folder}/{stage}.parquet"
+    write_table(schema[stage].schema(pa).empty_table(), path)
+    return path
 
 
 def add_statistics(connection, resamples: int, seed: int = 0) -> None:
-    """Tables `curves` and `crossovers`: means over prompts with bootstrap 95 % bands.
+    """Tables `curves`, `crossovers` and `effects`: means over prompts with bootstrap 95 % bands.
 
     `curves`: mean reciprocal rank of argument and answer by layer. `crossovers`: the depth,
     (layer + 1) / layers, from which on the answer's mean reciprocal rank is the larger one.
@@ -86,7 +110,8 @@ def add_statistics(connection, resamples: int, seed: int = 0) -> None:
         rows = connection.execute(
             """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
                FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
-               WHERE site = 'resid_post' AND (model, task, prompt_set) = (?, ?, ?)""",
+               WHERE site = 'resid_post' AND (model, task, prompt_set) = (?, ?, ?)
+               ORDER BY target, layer, prompt_id""",
             [model, task, prompt_set],
         ).df()
         for subset in ("all", "correct"):
@@ -95,15 +120,65 @@ def add_statistics(connection, resamples: int, seed: int = 0) -> None:
                 continue
             wide = chosen.pivot(
                 index="prompt_id", columns=["target", "layer"], values="reciprocal_rank"
-            )
+            ).sort_index(axis=1)
             labels = {"model": model, "task": task, "prompt_set": prompt_set, "subset": subset}
             values = np.stack([wide["argument"].values, wide["answer"].values], axis=1)
             drawn = resampled_means(values, resamples, seed)
             curves += curve_rows(values, drawn, labels)
             crossovers.append(crossover_row(values, drawn, labels))
-    for name, table in {"curves": curves, "crossovers": crossovers}.items():
-        frame = pd.DataFrame(table)  # noqa: F841 (DuckDB reads it by name)
+    tables = {"curves": pd.DataFrame(curves), "crossovers": pd.DataFrame(crossovers)}
+    tables["effects"] = effects(connection, resamples, seed)
+    for name, frame in tables.items():
+        connection.register("frame", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM frame")
+
+
+# What is averaged over the prompts of an intervention; each mean gets a band.
+MEASURES = (
+    "reciprocal_rank_before",
+    "reciprocal_rank_after",
+    "top_1_before",
+    "top_1",
+    "top_5",
+    "top_10",
+    "no_effect",
+    "argument_stays",
+    "other_answer",
+    "other",
+)
+SETTING = ("model", "ovector_task", "task", "domain", "control", "start_layer", "end_layer", "mode")
+
+
+def effects(connection, resamples: int, seed: int):
+    """A row for each intervention on test: means over prompts with bands, a pandas frame.
+
+    Repeats of a control (random vectors, unrelated prompts) are averaged prompt by prompt first.
+    Rows with control `donor` are means over the other donors, with bands over donors.
+    """
+    import numpy as np
+    import pandas as pd
+
+    listed = ", ".join((*SETTING, "scale"))
+    unit = "CASE WHEN control = 'donor' THEN donor ELSE prompt_id END"
+    averages = ", ".join(f"avg({measure}) AS {measure}" for measure in MEASURES)
+    rows = connection.execute(
+        f"""SELECT {listed}, {unit} AS unit, {averages}
+            FROM outcomes WHERE split = 'test' GROUP BY ALL ORDER BY ALL"""
+    ).df()
+    table = []
+    for key, group in rows.groupby([*SETTING, "scale"], sort=True):
+        values = group[list(MEASURES)].to_numpy(float)
+        low, high = np.quantile(resampled_means(values, resamples, seed), [0.025, 0.975], axis=0)
+        row = dict(zip((*SETTING, "scale"), key)) | {"units": len(group)}
+        for k, measure in enumerate(MEASURES):
+            row |= {measure: values[:, k].mean(), f"{measure}_low": low[k], f"{measure}_high": high[k]}
+        table.append(row)
+    columns = [*SETTING, "scale", "units"]
+    columns += [f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high")]
+    types = {c: "str" for c in SETTING if not c.endswith("layer")} | {"units": "int32"}
+    return pd.DataFrame(table, columns=columns).astype(
+        types | {c: "int32" if c.endswith("layer") else "float64" for c in columns if c not in types}
+    )
 
 
 def resampled_means(values, resamples: int, seed: int):

@@ -1,6 +1,7 @@
 """Tasks: relations as data. One YAML file and one table of rows each, see `capitals.yaml`."""
 
 import csv
+import io
 import json
 import random
 import string
@@ -22,6 +23,11 @@ KEYS = {
     "demonstrations": False,
     "out_of_domain": False,
     "source": False,
+}
+TYPES = {
+    "extractive": (dict, "a mapping"),
+    "out_of_domain": (dict, "a mapping"),
+    "demonstrations": (list, "a list"),
 }
 
 
@@ -58,6 +64,9 @@ def load(path) -> Task:
     for key, needed in KEYS.items():
         if needed and key not in content:
             raise Problem(f"{path}: the key '{key}' is missing")
+        kind, called = TYPES.get(key, (str, "text"))
+        if key in content and not isinstance(content[key], kind):
+            raise Problem(f"{path}: {key} must be {called}, not {content[key]!r}")
     if content["kind"] not in KINDS:
         raise Problem(f"{path}: kind '{content['kind']}' is none of {', '.join(KINDS)}")
     content.pop("source", None)
@@ -76,17 +85,22 @@ def read_rows(path: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path}: not UTF-8 text: {error}") from error
     if path.suffix == ".json":
         rows = _big_bench_rows(path, text)
     else:
-        reader = csv.DictReader(text.splitlines())
+        try:
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            columns, rows = reader.fieldnames or [], list(reader)
+        except csv.Error as error:
+            raise Problem(f"{path}, line {reader.line_num}: not CSV: {error}") from error
         for column in ("argument", "answer"):
-            if column not in (reader.fieldnames or []):
+            if column not in columns:
                 raise Problem(
                     f"{path}: no column '{column}'; the first line must name the columns, "
                     "argument and answer among them"
                 )
-        rows = list(reader)
         for number, row in enumerate(rows, start=2):
             if None in row or None in row.values():
                 raise Problem(f"{path}, line {number}: not as many cells as the first line names")
@@ -95,7 +109,7 @@ def read_rows(path: Path) -> list[dict]:
         raise Problem(f"{path}: the task is empty; add rows with argument and answer")
     for number, row in enumerate(rows, start=1):
         row["argument"] = row["argument"].strip()
-        if not row["argument"] or not all(row["answers"]):
+        if not row["argument"] or not row["answers"] or not all(row["answers"]):
             raise Problem(f"{path}, row {number}: an empty argument or answer")
     return rows
 
@@ -109,7 +123,8 @@ def _big_bench_rows(path, text):
                 answer for answer, score in example["target_scores"].items() if score > 0
             ]
             answers = target if isinstance(target, list) else [target]
-            rows.append({"argument": example["input"], "answers": [a.strip() for a in answers]})
+            answers = [answer.strip() for answer in answers]
+            rows.append({"argument": example["input"].strip(), "answers": answers})
         return rows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem(
@@ -120,14 +135,18 @@ def _big_bench_rows(path, text):
 
 def _check_columns(task, path):
     extractive = task.extractive
-    if not isinstance(extractive, dict) or len(extractive) != 1 or not (
-        {"prefix", "answer"} & set(extractive)
+    if list(extractive) not in (["prefix"], ["answer"]) or not isinstance(
+        *extractive.values(), str
     ):
         raise Problem(f"{path}: extractive is one of {{prefix: text}} or {{answer: text}}")
     if "{answer}" not in task.template:
         raise Problem(f"{path}: the template has no {{answer}}")
     for text in (task.template, *extractive.values()):
-        for _, name, _, _ in string.Formatter().parse(text):
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(text)]
+        except ValueError as error:
+            raise Problem(f"{path}: \"{text}\" is no template: {error}") from error
+        for name in names:
             if name not in (None, "answer") and name not in task.rows[0]:
                 raise Problem(f"{path}: '{{{name}}}' in \"{text}\" is no column of its data")
     arguments = {row["argument"] for row in task.rows}
