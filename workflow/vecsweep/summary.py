@@ -236,14 +236,17 @@ def crossover_row(values, drawn, labels: dict) -> dict:
 
 
 def crossover_depths(means):
-    """Depths [n] from which on the answer leads for good, means [n, 2, layers]; nan if never."""
+    """Depths [n] from which on the answer leads for good, means [n, 2, layers].
+
+    nan if it never does, or if it leads from the first layer on: nothing is crossed then.
+    """
     import numpy as np
 
     layers = means.shape[-1]
     behind = means[:, 1] <= means[:, 0]
     last_behind = np.where(behind.any(-1), layers - 1 - behind[:, ::-1].argmax(-1), -1)
-    depth = (last_behind + 2) / layers
-    return np.where(last_behind == layers - 1, np.nan, depth)
+    crossed = (last_behind >= 0) & (last_behind < layers - 1)
+    return np.where(crossed, (last_behind + 2) / layers, np.nan)
 
 
 def write_tables(connection, folder: Path) -> None:
