@@ -5,6 +5,12 @@ rule ablations:
         prompts="results/prompts/{model}/{task}.parquet",
     output:
         "results/ablations/{model}/{task}.parquet",
+    log:
+        "logs/ablations/{model}/{task}.log",
+    benchmark:
+        "results/benchmarks/ablations/{model}/{task}.tsv"
+    conda:
+        "../../envs/engine.yaml"
     params:
         batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
         settings=json.dumps(
@@ -17,12 +23,6 @@ rule ablations:
             "--twins" if wildcards.task in listed(config["ablations"]["twins"]) else ""
         ),
         step=STEP_VERSIONS["ablations"],
-    log:
-        "logs/ablations/{model}/{task}.log",
-    benchmark:
-        "results/benchmarks/ablations/{model}/{task}.tsv"
-    conda:
-        "../../envs/engine.yaml"
     message:
         "{wildcards.model}: ablations on {wildcards.task}"
     shell:

@@ -6,16 +6,16 @@ rule interventions:
         vectors="results/ovectors/{model}/{task}.safetensors",
     output:
         "results/interventions/{model}/{task}/{first}-{last}.parquet",
-    params:
-        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
-        settings=json.dumps(SEARCH_SETTINGS),
-        step=STEP_VERSIONS["interventions"],
     log:
         "logs/interventions/{model}/{task}/{first}-{last}.log",
     benchmark:
         "results/benchmarks/interventions/{model}/{task}/{first}-{last}.tsv"
     conda:
         "../../envs/engine.yaml"
+    params:
+        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        settings=json.dumps(SEARCH_SETTINGS),
+        step=STEP_VERSIONS["interventions"],
     message:
         "{wildcards.model}: o-vectors of {wildcards.task} from layers {wildcards.first} to {wildcards.last}"
     shell:

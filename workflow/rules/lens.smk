@@ -6,15 +6,15 @@ rule lens:
         states="results/states/{model}/{task}.safetensors",
     output:
         "results/lens/{model}/{task}/{first}-{last}.parquet",
-    params:
-        top_k=config["lens"]["top_k"],
-        step=STEP_VERSIONS["lens"],
     log:
         "logs/lens/{model}/{task}/{first}-{last}.log",
     benchmark:
         "results/benchmarks/lens/{model}/{task}/{first}-{last}.tsv"
     conda:
         "../../envs/engine.yaml"
+    params:
+        top_k=config["lens"]["top_k"],
+        step=STEP_VERSIONS["lens"],
     message:
         "{wildcards.model}: early decoding of {wildcards.task}, layers {wildcards.first} to {wildcards.last}"
     shell:

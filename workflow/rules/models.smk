@@ -3,15 +3,15 @@ rule models:
         description="results/models/{model}/model.json",
         readout="results/models/{model}/readout.safetensors",
         vocabulary="results/models/{model}/vocabulary.parquet",
-    params:
-        config=lambda wildcards: json.dumps(fetching(wildcards.model)),
-        step=STEP_VERSIONS["models"],
     log:
         "logs/models/{model}.log",
     benchmark:
         "results/benchmarks/models/{model}.tsv"
     conda:
         "../../envs/engine.yaml"
+    params:
+        config=lambda wildcards: json.dumps(fetching(wildcards.model)),
+        step=STEP_VERSIONS["models"],
     message:
         "{wildcards.model}: weights and readout"
     shell:

@@ -7,16 +7,16 @@ rule ovectors:
     output:
         vectors="results/ovectors/{model}/{task}.safetensors",
         table="results/ovectors/{model}/{task}.parquet",
-    params:
-        donors=config["ovectors"]["donors"],
-        seed=config["prompts"]["seed"],
-        step=STEP_VERSIONS["ovectors"],
     log:
         "logs/ovectors/{model}/{task}.log",
     benchmark:
         "results/benchmarks/ovectors/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    params:
+        donors=config["ovectors"]["donors"],
+        seed=config["prompts"]["seed"],
+        step=STEP_VERSIONS["ovectors"],
     message:
         "{wildcards.model}: o-vectors of {wildcards.task}"
     shell:

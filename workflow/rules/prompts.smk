@@ -5,15 +5,15 @@ rule prompts:
         data=lambda wildcards: LOADED[wildcards.task].data,
     output:
         "results/prompts/{model}/{task}.parquet",
-    params:
-        settings=prompt_settings,
-        step=STEP_VERSIONS["prompts"],
     log:
         "logs/prompts/{model}/{task}.log",
     benchmark:
         "results/benchmarks/prompts/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    params:
+        settings=prompt_settings,
+        step=STEP_VERSIONS["prompts"],
     message:
         "{wildcards.model}: prompts of {wildcards.task}"
     shell:

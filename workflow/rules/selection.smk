@@ -15,6 +15,12 @@ rule selection:
         ],
     output:
         "results/selection/{model}/{task}.parquet",
+    log:
+        "logs/selection/{model}/{task}.log",
+    benchmark:
+        "results/benchmarks/selection/{model}/{task}.tsv"
+    conda:
+        "../../envs/engine.yaml"
     params:
         batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
         settings=json.dumps(SEARCH_SETTINGS),
@@ -24,12 +30,6 @@ rule selection:
             else ""
         ),
         step=STEP_VERSIONS["selection"],
-    log:
-        "logs/selection/{model}/{task}.log",
-    benchmark:
-        "results/benchmarks/selection/{model}/{task}.tsv"
-    conda:
-        "../../envs/engine.yaml"
     message:
         "{wildcards.model}: the best o-vector of {wildcards.task} and its controls"
     shell:

@@ -3,14 +3,14 @@ rule stages:
         lens=over_layers("results/lens/{model}/{task}/{layers}.parquet"),
     output:
         "results/stages/{model}/{task}.parquet",
-    params:
-        step=STEP_VERSIONS["stages"],
     log:
         "logs/stages/{model}/{task}.log",
     benchmark:
         "results/benchmarks/stages/{model}/{task}.tsv"
     conda:
         "../../envs/tables.yaml"
+    params:
+        step=STEP_VERSIONS["stages"],
     message:
         "{wildcards.model}: stages of {wildcards.task}"
     shell:

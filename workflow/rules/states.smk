@@ -5,15 +5,15 @@ rule states:
         prompts="results/prompts/{model}/{task}.parquet",
     output:
         "results/states/{model}/{task}.safetensors",
-    params:
-        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
-        step=STEP_VERSIONS["states"],
     log:
         "logs/states/{model}/{task}.log",
     benchmark:
         "results/benchmarks/states/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    params:
+        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        step=STEP_VERSIONS["states"],
     message:
         "{wildcards.model}: hidden states of {wildcards.task}"
     shell:

@@ -28,18 +28,18 @@ rule summary:
             category="Tables",
             labels={"table": "{table}"},
         ),
-    params:
-        # The grid, not the files: thousands of paths do not fit a command line.
-        grid=json.dumps({model: layer_blocks(model) for model in MODELS}),
-        tasks=json.dumps({"all": TASKS, "injected": INJECTED, "ablated": ABLATED}),
-        resamples=config["summary"]["resamples"],
-        step=STEP_VERSIONS["summary"],
     log:
         "logs/summary.log",
     benchmark:
         "results/benchmarks/summary.tsv"
     conda:
         "../../envs/tables.yaml"
+    params:
+        # The grid, not the files: thousands of paths do not fit a command line.
+        grid=json.dumps({model: layer_blocks(model) for model in MODELS}),
+        tasks=json.dumps({"all": TASKS, "injected": INJECTED, "ablated": ABLATED}),
+        resamples=config["summary"]["resamples"],
+        step=STEP_VERSIONS["summary"],
     message:
         "summary.duckdb and the tables"
     shell:
