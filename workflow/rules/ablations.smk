@@ -12,7 +12,7 @@ rule ablations:
     conda:
         "../../envs/engine.yaml"
     params:
-        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        engine=engine_options,
         settings=json.dumps(
             {
                 "max_prompts": config["ablations"]["max_prompts"],
@@ -27,5 +27,5 @@ rule ablations:
         "{wildcards.model}: ablations on {wildcards.task}"
     shell:
         "python -m vecsweep ablations --model {input.model} --readout {input.readout}"
-        " --prompts {input.prompts} {params.twins} --batch-tokens {params.batch_tokens}"
+        " --prompts {input.prompts} {params.twins} {params.engine}"
         " --settings {params.settings:q} --output {output} 2> {log}"

@@ -67,9 +67,16 @@ def over_layers(pattern):
     )
 
 
+def engine_options(wildcards):
+    """How the job's model is run."""
+    model = config["models"][wildcards.model]
+    options = ("batch_tokens", "shards", "engine")
+    return " ".join(f"--{name.replace('_', '-')} {model[name]}" for name in options)
+
+
 def fetching(model):
     """The part of a model's config that says what it is and where its weights come from."""
-    return without(config["models"][model], "batch_tokens", "shards", "layers_per_job")
+    return without(config["models"][model], "batch_tokens", "shards", "engine", "layers_per_job")
 
 
 def rivals(task):

@@ -13,7 +13,7 @@ rule interventions:
     conda:
         "../../envs/engine.yaml"
     params:
-        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        engine=engine_options,
         settings=json.dumps(SEARCH_SETTINGS),
         step=STEP_VERSIONS["interventions"],
     message:
@@ -21,5 +21,5 @@ rule interventions:
     shell:
         "python -m vecsweep interventions --model {input.model} --readout {input.readout}"
         " --prompts {input.prompts} --vectors {input.vectors} --first {wildcards.first}"
-        " --last {wildcards.last} --batch-tokens {params.batch_tokens}"
+        " --last {wildcards.last} {params.engine}"
         " --settings {params.settings:q} --output {output} 2> {log}"

@@ -22,7 +22,7 @@ rule selection:
     conda:
         "../../envs/engine.yaml"
     params:
-        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        engine=engine_options,
         settings=json.dumps(SEARCH_SETTINGS),
         all_layers=lambda wildcards: (
             "--all-layers"
@@ -36,5 +36,5 @@ rule selection:
         "python -m vecsweep selection --model {input.model} --readout {input.readout}"
         " --prompts {input.prompts} --vectors {input.vectors} --rival {input.rival}"
         " --search {input.search} --elsewhere {input.elsewhere} {params.all_layers}"
-        " --batch-tokens {params.batch_tokens} --settings {params.settings:q}"
+        " {params.engine} --settings {params.settings:q}"
         " --output {output} 2> {log}"

@@ -12,11 +12,11 @@ rule states:
     conda:
         "../../envs/engine.yaml"
     params:
-        batch_tokens=lookup(dpath="models/{model}/batch_tokens", within=config),
+        engine=engine_options,
         step=STEP_VERSIONS["states"],
     message:
         "{wildcards.model}: hidden states of {wildcards.task}"
     shell:
         "python -m vecsweep states --model {input.model} --readout {input.readout}"
-        " --prompts {input.prompts} --batch-tokens {params.batch_tokens}"
+        " --prompts {input.prompts} {params.engine}"
         " --output {output} 2> {log}"

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from vecsweep import STEP_VERSIONS, Problem
+from vecsweep import STEP_VERSIONS, Problem, launch
 
 
 def main(argv=None) -> int:
@@ -22,6 +22,8 @@ def main(argv=None) -> int:
             module.arguments(stage)
     args = parser.parse_args(argv)
     try:
+        if getattr(args, "shards", 1) > 1 and "RANK" not in os.environ:
+            return launch.ranks(args.shards, argv)
         module.run(args)
     except Problem as problem:
         print(f"vecsweep {args.stage}: {problem}", file=sys.stderr)

@@ -5,9 +5,9 @@ import random
 
 from vecsweep import STEP_VERSIONS
 from vecsweep.files import write_table
-from vecsweep.interventions import capped, decoded, load_engine, model_arguments
+from vecsweep.interventions import capped, decoded, model_arguments
 from vecsweep.prompts import kept_rows
-from vecsweep.states import PROMPT_SETS, prompt_groups
+from vecsweep.states import PROMPT_SETS, load_engine, prompt_groups
 
 STEPS = 6
 # (sublayer, value it is replaced by, which layers go first)
@@ -33,9 +33,11 @@ def run(args):
     for prompt_set in PROMPT_SETS:
         kept = kept_rows(args.prompts, (prompt_set,))
         rows += capped(kept, args.settings["max_prompts"], args.settings["seed"])
-    engine, readout, description = load_engine(args)
+    engine, readout, description = load_engine(args, rows[0]["token_ids"])
     kinds = (PAPER, *TWINS) if args.twins else (PAPER,)
     outcomes = ablate(engine, readout, rows, kinds, args.settings["seed"])
+    if not engine.leader:
+        return
     for outcome in outcomes:
         outcome["model"] = description["model"]
     table = pa.Table.from_pylist(outcomes, schema=schema(pa))
@@ -85,10 +87,10 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
     from vecsweep.models.edits import Edit, clean_runs, resume
     from vecsweep.states import progress_line
 
-    layers, d_model = len(engine.blocks), readout.weight.shape[-1]
+    layers, d_model = len(engine.blocks), engine.model.config.hidden_size
     means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else None
     zero = torch.zeros(1, d_model)
-    progress = progress_line(len(rows))
+    progress = progress_line(len(rows), engine.leader)
 
     def pieces():
         offset = 0

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vecsweep import STEP_VERSIONS
-from vecsweep.files import Tensors, read_json, read_table, write_table
+from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.prompts import kept_rows
+from vecsweep.states import engine_arguments, load_engine
 
 NOVEL = ("novel",)
 DECODED_TOGETHER = 2048  # states, at least
@@ -21,7 +22,7 @@ def model_arguments(parser):
     parser.add_argument("--model", type=Path, required=True, help="model.json")
     parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
     parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
-    parser.add_argument("--batch-tokens", type=int, required=True, help="tokens in one forward")
+    engine_arguments(parser)
     parser.add_argument("--settings", type=json.loads, required=True, help="JSON: see config.yaml")
     parser.add_argument("--output", type=Path, required=True, help="Parquet to write")
 
@@ -39,23 +40,13 @@ def run(args):
     rows = dev_prompts(kept_rows(args.prompts, NOVEL), donors, args.settings)
     outcomes = []
     if len(vectors) and rows:
-        engine, readout, description = load_engine(args)
+        engine, readout, description = load_engine(args, rows[0]["token_ids"])
         plans = search_plans(vectors, donors, args.settings, args.first, args.last, engine)
         outcomes = run_plans(engine, readout, rows, plans, report=True)
         label(outcomes, description["model"], rows[0]["task"], "dev")
+        if not engine.leader:
+            return
     write_outcomes(outcomes, args.output, STEP_VERSIONS["interventions"])
-
-
-def load_engine(args):
-    """(engine, readout on its device, description), the engine proven on a prompt."""
-    from vecsweep.models import load, proof
-    from vecsweep.models.readout import Readout
-
-    description = read_json(args.model)
-    engine = load.load(description, args.model, args.batch_tokens)
-    prompt = kept_rows(args.prompts, NOVEL)[0]["token_ids"]
-    proof.prove(engine, Readout.load(args.readout), prompt)
-    return engine, Readout.load(args.readout, engine.device), description
 
 
 def read_vectors(path):
@@ -132,15 +123,18 @@ def plan(settings, mode, start, end, vectors, donors, control="o-vector") -> Pla
 def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False) -> list[dict]:
     """An outcome for each plan's vector and prompt: ranks and top token, before and after.
 
-    The prompts are run clean once; every plan resumes from its start layer.
+    The prompts are run clean once; every plan resumes from its start layer. Empty on ranks that
+    do not decode.
     """
     from vecsweep.lens import target_tokens
     from vecsweep.models.edits import Edit, clean_runs, resume
     from vecsweep.states import progress_line
 
+    if not plans:  # the block of start layers lies above the last edited layer
+        return []
     targets = target_tokens(rows)
     widest = max(len(plan.labels) for plan in plans)
-    progress = progress_line(len(rows)) if report else lambda prompts, tokens: None
+    progress = progress_line(len(rows), engine.leader) if report else lambda prompts, tokens: None
 
     def pieces():
         for clean in clean_runs(engine, [row["token_ids"] for row in rows], widest):
@@ -189,7 +183,8 @@ def decoded(readout, pieces):
     """Decode (states [n, d_model], targets, tag) pieces; yield (tag, ranks, top tokens) of each.
 
     Ranks are [[argument's, answer's], ...]. Pieces are decoded many at a time: the LM head is
-    read from memory once a call, however few the states.
+    read from memory once a call, however few the states. Without a readout the pieces are run
+    (other ranks wait for them) and nothing is yielded.
     """
     import torch
 
@@ -214,6 +209,8 @@ def decoded(readout, pieces):
 
     waiting = []
     for piece in pieces:
+        if readout is None:
+            continue
         waiting.append(piece)
         if sum(len(states) for states, _, _ in waiting) >= DECODED_TOGETHER:
             yield from flush()

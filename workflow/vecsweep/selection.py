@@ -16,7 +16,6 @@ from vecsweep.interventions import (
     end_layer,
     in_domain,
     label,
-    load_engine,
     model_arguments,
     plan,
     read_outcomes,
@@ -26,6 +25,7 @@ from vecsweep.interventions import (
 )
 from vecsweep.ovectors import MEAN
 from vecsweep.prompts import kept_rows
+from vecsweep.states import load_engine
 
 REPEATS = 3  # random vectors and unrelated prompts: one alone may be a lucky one
 # Controls that are also tried at every start layer, for one task of a model.
@@ -49,8 +49,8 @@ def run(args):
     outcomes = []
     if search:
         chosen = choose(search)
-        engine, readout, description = load_engine(args)
         own = kept_rows(args.prompts, NOVEL)
+        engine, readout, description = load_engine(args, own[0]["token_ids"])
         settings = args.settings | {"scales": [chosen["scale"]]}
         plans = chosen_plans(engine, own, vectors, donors, chosen, args)
         for domain, rows in test_prompts(own, donors, args).items():
@@ -60,6 +60,8 @@ def run(args):
                     found += at_all_layers(engine, readout, rows, plans, chosen, settings)
                 label(found, description["model"], own[0]["task"], "test", domain)
                 outcomes += found
+        if not engine.leader:
+            return
     write_outcomes(outcomes, args.output, STEP_VERSIONS["selection"])
 
 
@@ -192,7 +194,7 @@ def parts(engine, args, donor: tuple, vector, planned) -> list[Plan]:
     shares, constant = neuron_parts(engine, layer, row["token_ids"])
     if shares is not None:
         order = (shares @ vector).argsort(descending=True)
-        for k in [*PARTS, len(order)]:
+        for k in [*(k for k in PARTS if k < len(order)), len(order)]:
             kept = shares[order[:k]].sum(0) + constant
             name = f"neurons_{k if k < len(order) else 'all'}"
             plans.append(planned(name, kept[None], [donor]))
@@ -221,15 +223,19 @@ def neuron_parts(engine, layer: int, ids: list[int]):
     def inside(module, args, output):
         seen["activation"] = args[0].reshape(-1, args[0].shape[-1])[-1].float()
         seen["sum"] = first(output).reshape(-1, output.shape[-1])[-1].float()
+        # GPT-2's Conv1D keeps its weight as [in, out], Linear as [out, in]. Taken here, where
+        # ZeRO-3 has gathered it.
+        seen["weight"] = (module.weight if hasattr(module, "nx") else module.weight.T).float()
 
     down = engine.part(layer, "down")
     with hooks([down.register_forward_hook(inside)]):
         update = last_token_states(engine, [[ids]])[f"ffn_out.{layer:02d}"][0].float()
-    # GPT-2's Conv1D keeps its weight as [in, out], Linear as [out, in].
-    weight = down.weight if hasattr(down, "nx") else down.weight.T
     with torch.inference_mode():
-        shares = seen["activation"][:, None] * weight.float()
-    shares, total = shares.cpu(), seen["sum"].cpu()
+        shares = (seen["activation"][:, None] * seen["weight"]).cpu()
+    if engine.shards > 1:  # each rank has its own neurons
+        gathered = [None] * engine.shards
+        torch.distributed.all_gather_object(gathered, shares)
+        shares = torch.cat(gathered)
     if engine.family.ffn_scaled:
-        return shares * (update / total), torch.zeros_like(update)
+        return shares * (update / seen["sum"].cpu()), torch.zeros_like(update)
     return shares, update - shares.sum(0)

@@ -18,8 +18,30 @@ def arguments(parser):
     parser.add_argument("--model", type=Path, required=True, help="model.json")
     parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
     parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
-    parser.add_argument("--batch-tokens", type=int, required=True, help="tokens in one forward")
+    engine_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="safetensors to write")
+
+
+def engine_arguments(parser):
+    """Arguments of every stage that runs a model."""
+    parser.add_argument("--batch-tokens", type=int, required=True, help="tokens in one forward")
+    parser.add_argument("--shards", type=int, default=1, help="processes that share the model")
+    parser.add_argument("--engine", default="auto", help="auto, single, tensor or zero")
+
+
+def load_engine(args, prompt: list[int]):
+    """(engine, readout on its device, description); the engine is proven on a prompt's token ids.
+
+    The readout is None on ranks that do not decode.
+    """
+    from vecsweep.models import load, proof
+    from vecsweep.models.readout import Readout
+
+    description = read_json(args.model)
+    engine = load.load(description, args.model, args.batch_tokens, args.shards, args.engine)
+    readout = Readout.load(args.readout) if engine.leader else None
+    proof.prove(engine, readout, prompt)
+    return engine, readout and readout.to(engine.device), description
 
 
 def run(args):
@@ -28,14 +50,15 @@ def run(args):
     Rows are `kept_rows(prompts, PROMPT_SETS)`. Parallel blocks have no resid_mid; they have
     `resid_pre.00` instead, from which each layer's attention update follows.
     """
-    from vecsweep.models import forward, load, proof, readout
+    from vecsweep.models import forward
 
-    description = read_json(args.model)
     rows = kept_rows(args.prompts, PROMPT_SETS)
-    engine = load.load(description, args.model, args.batch_tokens)
-    proof.prove(engine, readout.Readout.load(args.readout), rows[0]["token_ids"])
+    engine, _, description = load_engine(args, rows[0]["token_ids"])
     groups = prompt_groups(rows)
-    states = forward.last_token_states(engine, groups, progress_line(len(rows)))
+    progress = progress_line(len(rows), engine.leader)
+    states = forward.last_token_states(engine, groups, progress)
+    if not engine.leader:
+        return
     for name, tensor in states.items():
         if not tensor.isfinite().all():  # nan would pass for the top token everywhere
             raise Problem(
@@ -76,7 +99,7 @@ def token_hash(rows: list[dict]) -> str:
     return hashlib.sha256(json.dumps([r["token_ids"] for r in rows]).encode()).hexdigest()
 
 
-def progress_line(total: int):
+def progress_line(total: int, leader: bool = True):
     """A callback that prints prompts done, tokens per second and the time left, every 5 s."""
     start = time.monotonic()
     done = {"prompts": 0, "tokens": 0, "printed": start}
@@ -86,7 +109,7 @@ def progress_line(total: int):
         done["tokens"] += tokens
         now = time.monotonic()
         finished = done["prompts"] == total and prompts
-        if now - done["printed"] < 5 and not finished:
+        if not leader or (now - done["printed"] < 5 and not finished):
             return
         done["printed"] = now
         elapsed = max(now - start, 1e-9)

@@ -29,9 +29,11 @@ class Checkpoint:
 
     def key_of(self, name: str) -> str | None:
         """The checkpoint's key for a parameter name, None if it has none."""
-        for key in (name, name.removeprefix(self._prefix), self._prefix + name):
-            if key in self.file_of:
-                return key
+        # GPT-NeoX files call the LM head embed_out.
+        for key in (name, name.replace("lm_head.", "embed_out.")):
+            for candidate in (key, key.removeprefix(self._prefix), self._prefix + key):
+                if candidate in self.file_of:
+                    return candidate
         return None
 
     def __contains__(self, name):
@@ -42,6 +44,29 @@ class Checkpoint:
         if key is None:
             raise Problem(f"{self.folder}: the checkpoint has no tensor '{name}'")
         return self._handle(self.file_of[key]).get_tensor(key)
+
+    def slice(self, name: str, shape: tuple, rank: int, world: int):
+        """The part of a tensor that a rank holds, read without the rest.
+
+        It is cut along the one dimension in which `shape` is smaller than the tensor.
+        """
+        key = self.key_of(name)
+        part = self._handle(self.file_of[key]).get_slice(key)
+        full = tuple(part.get_shape())
+        if full == shape:
+            return part[:]
+        cut = [i for i, (a, b) in enumerate(zip(full, shape)) if a != b]
+        if len(full) != len(shape) or len(cut) != 1 or shape[cut[0]] * world != full[cut[0]]:
+            raise Problem(f"{self.folder}: '{key}' of shape {full} does not split into {shape}")
+        start = rank * shape[cut[0]]
+        rows = slice(start, start + shape[cut[0]])
+        return part[rows] if cut[0] == 0 else part[:, rows]
+
+    def derived(self, key: str) -> bool:
+        """Whether a key is no parameter: old files hold attention masks and rotary tables."""
+        return key.endswith((".attn.bias", ".masked_bias", ".rotary_emb.inv_freq", "attention.bias")) or (
+            key == "lm_head.weight"
+        )
 
     def _handle(self, file: str):
         from safetensors import SafetensorError, safe_open

@@ -83,19 +83,21 @@ def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
             module = engine.part(layer, edit.sublayer)
             if edit.sublayer == "ffn" and edit.mode == "replace" and edit.position == "all":
                 # The bypassed and the replaced module hand on a tensor of the right shape.
+                patched.append((module, vars(module).get("forward")))
                 module.forward = lambda x, *args, layer=layer: changed(layer, x)
-                patched.append(module)
                 if engine.family.bypass:
                     inner = engine.part(layer, "bypass")
+                    patched.append((inner, vars(inner).get("forward")))
                     inner.forward = lambda x: x
-                    patched.append(inner)
             else:
                 handles.append(module.register_forward_hook(hook(layer)))
         with hooks(handles):
             yield
     finally:
-        for module in patched:
+        for module, own in patched:
             del module.forward
+            if own is not None:  # DeepSpeed's, on this very module
+                module.forward = own
     if wrong := [layer for layer, times in count.items() if times != 1]:
         raise Problem(
             f"the {edit.sublayer} of layer {wrong[0]} ran {count[wrong[0]]} times in one forward, "
@@ -176,7 +178,7 @@ def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
 
 def _run_blocks(engine, calls, start, variants, prompts, cache):
     """Run the blocks from `start` on, on `variants` copies of the recorded batch."""
-    heads = getattr(engine.model.config, "num_attention_heads", 0)
+    heads = engine.model.config.num_attention_heads // engine.shards
 
     def widened(value):
         if isinstance(value, Cache):

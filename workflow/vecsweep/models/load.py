@@ -1,5 +1,6 @@
 """Load a model that stage `models` described, ready for forward passes."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ class Engine:
     family: Family
     parallel: bool
     batch_tokens: int
+    shards: int = 1  # ranks that split every layer's heads and neurons (tensor parallel)
+    leader: bool = True  # decodes and writes; the other ranks only take part
     shape: tuple[int, int] = (0, 0)  # batch and tokens of the forward that runs
 
     @property
@@ -53,20 +56,36 @@ def weights_folder(description: dict, beside: Path) -> Path:
     return folder
 
 
-def load(description: dict, beside: Path, batch_tokens: int) -> Engine:
+def load(description: dict, beside: Path, batch_tokens: int, shards: int = 1, engine: str = "auto"):
     """The engine of a described model, on the GPU if there is one, in the config's dtype.
 
-    `description` is model.json's content, `beside` its path.
+    `description` is model.json's content, `beside` its path. With several shards the processes
+    that torchrun or srun started each hold a part (see `sharded`).
     """
     import transformers
 
+    from vecsweep.models import sharded
+
     folder = weights_folder(description, beside)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, description["dtype"])
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = sharded.choose(engine, shards, description["family"], config.num_attention_heads)
+    print(f"engine: {kind}, shards: {shards}", file=sys.stderr)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, description["dtype"]), local_files_only=True
-        )
+        if kind == "single":
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True
+            ).to("cuda" if torch.cuda.is_available() else "cpu")
+        else:
+            sharded.start()
+            model = getattr(sharded, f"load_{kind}")(config, folder, dtype)
+            sharded.report(model, description)
+    except Problem:
+        raise
     except Exception as error:  # safetensors, transformers and torch each raise their own
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise Problem(f"cannot load '{description['model']}' from {folder}: {reason}") from error
-    return engine_of(model.to(device), batch_tokens)
+    loaded = engine_of(model, batch_tokens)
+    loaded.shards = shards if kind == "tensor" else 1
+    loaded.leader = sharded.rank() == 0
+    return loaded

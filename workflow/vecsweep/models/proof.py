@@ -17,11 +17,12 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def prove(engine: Engine, readout: Readout, ids: list[int]) -> None:
+def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> None:
     """Problem unless the parts add up at every layer and the readout gives the model's logits.
 
     Sequential blocks: resid_mid + ffn_out = resid_post; parallel ones: resid_pre + attention's
-    output + ffn_out = resid_post (design of the engine; paper section 2). `ids` is any prompt.
+    output + ffn_out = resid_post (paper section 2). `ids` is any prompt. Ranks that do not decode
+    give no readout.
     """
     attention: dict[int, torch.Tensor] = {}
     handles = []
@@ -49,6 +50,8 @@ def prove(engine: Engine, readout: Readout, ids: list[int]) -> None:
         off = _difference(before + states[f"ffn_out.{number}"], states[f"resid_post.{number}"])
         if not off <= tolerance:
             raise Problem(_wrong(family, layer, "resid before the FFN + ffn_out = resid_post", off))
+    if readout is None:
+        return
     last = states[f"resid_post.{len(engine.blocks) - 1:02d}"].cpu()
     off = _difference(readout.logits(readout.normed(last)), logits)
     if not off <= tolerance:

@@ -1,6 +1,6 @@
 """Early decoding from the stored readout: `E · ln_f(x)` (paper section 2), without a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,12 +22,12 @@ class Readout:
     bias: torch.Tensor | None
 
     @classmethod
-    def load(cls, path, device: str = "cpu") -> "Readout":
-        """The readout that stage `models` wrote."""
+    def load(cls, path) -> "Readout":
+        """The readout that stage `models` wrote, on the CPU."""
         file = Tensors(path)
 
         def tensor(name):
-            return file[name].float().to(device) if name in file else None
+            return file[name].float() if name in file else None
 
         return cls(
             file.metadata["norm"],
@@ -37,6 +37,11 @@ class Readout:
             tensor("head.weight"),
             tensor("head.bias"),
         )
+
+    def to(self, device) -> "Readout":
+        """The same readout on another device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **tensors)
 
     def normed(self, states: torch.Tensor) -> torch.Tensor:
         """The final norm of residual-stream states [n, d_model], in float32."""

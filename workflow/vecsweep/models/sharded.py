@@ -1,0 +1,184 @@
+"""Models that are spread over several devices by DeepSpeed: tensor parallel or ZeRO-3.
+
+Every rank runs the same stage on the same prompts; rank 0 decodes and writes. All ranks hold the
+full activations after each sublayer, so that hooks and edits work as in a single process.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from vecsweep import Problem
+
+# Families whose linear layers DeepSpeed's AutoTP can split; GPT-2's Conv1D it cannot.
+TENSOR_PARALLEL = (
+    "gptj",
+    "gpt_neox",
+    "bloom",
+    "opt",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3_text",
+)
+
+
+def choose(engine: str, shards: int, family: str, heads: int) -> str:
+    """single, tensor or zero, for a config's `engine`, `shards` and the model's family.
+
+    auto: single for one shard; tensor where AutoTP supports the family and the shards divide the
+    attention heads; zero otherwise.
+    """
+    if shards == 1:
+        if engine in ("tensor", "zero"):
+            raise Problem(f"engine: {engine} needs shards: 2 or more")
+        return "single"
+    if engine == "single":
+        raise Problem(f"engine: single runs on one device, but shards: {shards}; write engine: auto")
+    if engine == "tensor":
+        if family not in TENSOR_PARALLEL:
+            raise Problem(
+                f"engine: tensor cannot split the family '{family}'; write engine: zero or auto"
+            )
+        if heads % shards:
+            fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+            raise Problem(
+                f"shards: {shards} does not divide the model's {heads} attention heads; "
+                f"choose from {fits}, or engine: zero"
+            )
+        return "tensor"
+    if engine == "auto" and family in TENSOR_PARALLEL and heads % shards == 0:
+        return "tensor"
+    return "zero"
+
+
+def rank() -> int:
+    """This process's rank; 0 in a single process."""
+    return int(os.environ.get("RANK", 0))
+
+
+def start() -> None:
+    """Join the job's process group; RANK, WORLD_SIZE and MASTER_ADDR are in the environment."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # Its shared-memory all-reduce takes minutes to compile, crashes unless LOCAL_SIZE is
+        # WORLD_SIZE, and leaks in /dev/shm; gloo does as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    deepspeed.init_distributed(verbose=False)
+
+
+def load_tensor(config, folder: Path, dtype: torch.dtype):
+    """The causal LM of a folder, split by AutoTP over all ranks.
+
+    The skeleton has no memory; each rank then reads just its slices from the files, in the
+    files' own dtype. Problem unless every parameter is filled and every key consumed.
+    """
+    import deepspeed
+    import transformers
+    from accelerate import init_empty_weights
+
+    from vecsweep.models.checkpoint import Checkpoint
+    from vecsweep.models.families import family_of
+
+    world = torch.distributed.get_world_size()
+    with init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    whole = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    # init_inference replaces modules and loses their buffers.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    files = Checkpoint(folder, model)
+    model = deepspeed.init_inference(
+        model,
+        tensor_parallel={"tp_size": world, "tp_grain_size": 1},
+        dtype=dtype,
+        replace_with_kernel_inject=False,
+    ).module
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    used = set()
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        key = files.key_of(name)
+        if key is None and name == "lm_head.weight" and config.tie_word_embeddings:
+            # AutoTP splits the head along its input, so that it no longer is the embedding.
+            key = files.key_of(f"{family_of(model).embedding}.weight")
+        if key is None:
+            raise Problem(f"{folder}: the checkpoint has no tensor for '{name}'")
+        used.add(key)
+        value = files.slice(key, tuple(parameter.shape), rank(), world).to(device, dtype)
+        _put(model, name, torch.nn.Parameter(value, requires_grad=False))
+    for name, buffer in buffers.items():
+        _put(model, name, buffer.to(device), buffer=True)
+    unused = [key for key in files.file_of if key not in used and not files.derived(key)]
+    if unused:
+        raise Problem(f"{folder}: {len(unused)} tensors were not used, the first '{unused[0]}'")
+    _prove_split(model, whole, world)
+    return model
+
+
+def _put(model, name, value, buffer=False):
+    *path, last = name.split(".")
+    module = model.get_submodule(".".join(path))
+    if buffer:
+        module._buffers[last] = value
+    else:
+        module._parameters[last] = value
+
+
+def bytes_held(model) -> int:
+    """Bytes of the parameters that this rank holds, tied ones once."""
+    return sum(
+        getattr(p, "ds_tensor", p).numel() * p.element_size()
+        for p in {id(p): p for p in model.parameters()}.values()
+    )
+
+
+def report(model, description: dict) -> None:
+    """Say what each rank holds; Problem unless all ranks take part and none holds everything."""
+    world = torch.distributed.get_world_size()
+    held = [None] * world
+    torch.distributed.all_gather_object(held, bytes_held(model))
+    size = torch.finfo(getattr(torch, description["dtype"])).bits // 8
+    whole = description["parameters"] * size
+    if rank() == 0:
+        shares = ", ".join(f"{number / whole:.2f}" for number in held)
+        print(f"of {whole / 2**20:.0f} MiB the ranks hold {shares}", file=sys.stderr)
+    if any(number >= whole for number in held):
+        raise Problem(f"a rank holds the whole model of {whole} bytes; write engine: zero")
+
+
+def _prove_split(model, whole, world):
+    """Problem unless block weights really are split: with a wrong layout DeepSpeed keeps them."""
+    held = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    split = [name for name, shape in held.items() if shape != whole.get(name, shape)]
+    if not split:
+        raise Problem(f"the model was not split over {world} ranks; write engine: zero")
+
+
+def load_zero(config, folder: Path, dtype: torch.dtype):
+    """The causal LM of a folder under ZeRO-3 inference: every rank holds a part of each tensor."""
+    import deepspeed
+    import transformers
+    from transformers.integrations import HfDeepSpeedConfig
+
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {
+            "stage": 3,
+            # bfloat16 results differ from a single process with it.
+            "memory_efficient_linear": False,
+            "stage3_param_persistence_threshold": 0,
+        },
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+    }
+    keep = HfDeepSpeedConfig(settings)  # must live while the model loads
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True
+    ).eval()
+    del keep
+    return deepspeed.initialize(model=model, config=settings)[0].module.eval()
