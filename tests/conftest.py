@@ -1,0 +1,135 @@
+"""Fixtures: tiny models, saved and described once a session, and a runner of stages."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+# Before torch and transformers are imported: no network, and no more threads than tiny models use.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import tiny
+import torch
+import transformers
+import yaml
+
+from vecsweep.__main__ import main
+
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
+
+REPO = Path(__file__).parent.parent
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "real: runs the packaged real models (minutes)")
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first: real models last, whole workflows before them."""
+    items.sort(
+        key=lambda item: (bool(item.get_closest_marker("real")), "test_workflow" in item.nodeid)
+    )
+
+
+def command(name, **options):
+    """The arguments of a stage, from its options by name."""
+    flags = [(f"--{option.replace('_', '-')}", str(value)) for option, value in options.items()]
+    return [name, *(part for flag in flags for part in flag)]
+
+
+def run_stage(name, **options):
+    assert main(command(name, **options)) == 0
+
+
+def describe(kind, folder, target, name=None, **config):
+    """Stage models on a saved folder: its `.arguments`, and the paths of what it writes."""
+    target = Path(target)
+    paths = {
+        "description": target / "model.json",
+        "readout": target / "readout.safetensors",
+        "vocabulary": target / "vocabulary.parquet",
+    }
+    arguments = ["--name", name or kind, "--config", tiny.config_json(kind, folder, **config)]
+    for option, path in paths.items():
+        arguments += [f"--{option}", str(path)]
+    return SimpleNamespace(arguments=["models", *arguments], folder=folder, **paths)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """tiny_model(kind): the model, its folder and what stage models wrote of it, made once."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            model = tiny.save(kind, folder / "source", bos=kind in ("opt", "gemma3_text"))
+            stage = describe(kind, folder / "source", folder / "described")
+            assert main(stage.arguments) == 0
+            stage.model = model
+            made[kind] = stage
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(params=tiny.KINDS)
+def family(request, tiny_model):
+    """Each family's tiny model in turn, as `tiny_model` gives it; `.kind` names it."""
+    stage = tiny_model(request.param)
+    stage.kind = request.param
+    return stage
+
+
+@pytest.fixture(scope="session", params=["gemma3-270m", "smollm2-135m-instruct"])
+def real_model(request, tmp_path_factory):
+    """A packaged real model with the states and lens of six prompts; `.model` is a plain one.
+
+    Stage models takes a minute or two: VECSWEEP_MODELS may name a folder that has its results.
+    """
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    source = yaml.safe_load((REPO / "config.yaml").read_text())["models"][name]
+    stage = describe(name, "", folder / "described", **source)
+    if "VECSWEEP_MODELS" in os.environ:
+        ready = Path(os.environ["VECSWEEP_MODELS"]) / name
+        stage.description, stage.readout = ready / "model.json", ready / "readout.safetensors"
+    else:
+        assert main(stage.arguments) == 0
+    stage.prompts, stage.states = folder / "capitals.parquet", folder / "capitals.safetensors"
+    stage.lens = folder / "lens.parquet"
+    task = REPO / "workflow" / "vecsweep" / "tasks" / "capitals.yaml"
+    settings = json.dumps({"demonstrations": 1, "seed": 0, "max_prompts": 3})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count())
+    run_stage(
+        "prompts", model=stage.description, task=task, settings=settings, output=stage.prompts
+    )
+    inputs = {"model": stage.description, "readout": stage.readout, "prompts": stage.prompts}
+    run_stage("states", **inputs, batch_tokens=16, output=stage.states)
+    last = source["layers"] - 1
+    block = {"states": stage.states, "first": 0, "last": last, "top_k": 4}
+    run_stage("lens", **inputs, **block, output=stage.lens)
+    weights = stage.description.parent / json.loads(stage.description.read_text())["weights"]
+    stage.model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+    yield stage
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(arguments): the one line that a stage prints when it refuses its input."""
+
+    def run(arguments):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if "vecsweep" in line]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith(f"vecsweep {arguments[0]}: ")
+        return lines[0]
+
+    return run

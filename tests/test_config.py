@@ -1,0 +1,177 @@
+"""The config: defaults, and one clear line for each kind of mistake."""
+
+import copy
+
+import pytest
+import yaml
+from conftest import REPO
+
+from vecsweep import Problem, config, tasks
+
+SMALL = {
+    "models": {
+        "here": {"source": "local", "path": "weights", "layers": 3, "dtype": "float32"},
+        "there": {
+            "source": "hub",
+            "id": "owner/name",
+            "revision": "0123456789" * 4,
+            "layers": 70,
+            "dtype": "bfloat16",
+        },
+        "packaged": {
+            "source": "package",
+            "files": ["name/file.gguf"],
+            "sha256": "0" * 64,
+            "layers": 18,
+            "dtype": "float16",
+        },
+    },
+    "tasks": {"capitals": {}, "own": {"file": "own.yaml", "max_prompts": 7}},
+}
+FILES = [REPO / "config.yaml", *sorted((REPO / "workflow" / "config").glob("*.yaml"))]
+
+
+def edited(path, value):
+    """SMALL with the value at a path of keys replaced; a value of `...` removes the key."""
+    changed = copy.deepcopy(SMALL)
+    inner = changed
+    for key in path[:-1]:
+        inner = inner.setdefault(key, {})
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return changed
+
+
+def problem(changed):
+    with pytest.raises(Problem) as caught:
+        config.checked(changed)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1 and line.startswith("config, ")
+    return line
+
+
+def test_defaults_are_filled():
+    before = copy.deepcopy(SMALL)
+    found = config.checked(SMALL)
+    assert SMALL == before  # a copy, not the caller's
+    for name in SMALL["models"]:
+        extra = {"batch_tokens": 2048, "shards": 1, "layers_per_job": 12}
+        assert found["models"][name].items() >= (SMALL["models"][name] | extra).items()
+    assert found["prompts"] == {"demonstrations": 1, "seed": 0, "max_prompts": None}
+    assert found["lens"] == {"top_k": 5}
+    assert found["summary"] == {"resamples": 1000}
+    assert found["tasks"] == SMALL["tasks"]
+
+
+def test_what_is_given_stays():
+    given = edited(["models", "here", "layers_per_job"], 1)
+    given |= {"prompts": {"max_prompts": None, "demonstrations": 0}, "lens": {"top_k": 9}}
+    found = config.checked(given)
+    assert found["models"]["here"]["layers_per_job"] == 1
+    assert found["models"]["there"]["layers_per_job"] == 12
+    assert found["prompts"] == {"demonstrations": 0, "seed": 0, "max_prompts": None}
+    assert found["lens"] == {"top_k": 9}
+
+
+def test_two_configs_share_no_defaults():
+    first = config.checked(SMALL)
+    first["prompts"]["seed"] = 99
+    assert config.checked(SMALL)["prompts"]["seed"] == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_ready_config(path):
+    content = yaml.safe_load(path.read_text())
+    checked = config.checked(content)
+    for name, settings in checked["tasks"].items():
+        packaged = REPO / "workflow" / "vecsweep" / "tasks" / f"{name}.yaml"
+        tasks.load(settings.get("file", packaged))
+
+
+@pytest.mark.parametrize(
+    "path, key, where, hint",
+    [
+        (["model"], "model", "top level", "models"),
+        (["models", "here", "sorce"], "sorce", "models > here", "source"),
+        (["models", "here", "layer_per_job"], "layer_per_job", "models > here", "layers_per_job"),
+        (["tasks", "own", "max_prompt"], "max_prompt", "tasks > own", "max_prompts"),
+        (["prompts", "demonstration"], "demonstration", "prompts", "demonstrations"),
+        (["lens", "zzz"], "zzz", "lens", None),
+    ],
+)
+def test_unknown_key(path, key, where, hint):
+    line = problem(edited(path, 1))
+    assert line.startswith(f"config, {where}: unknown key '{key}'")
+    assert (f"(did you mean '{hint}'?)" in line) if hint else ("did you mean" not in line)
+    assert "allowed are " in line and (hint or "top_k") in line.split("allowed are ")[1]
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing():
+    changed = edited(["models", "here", "path"], ...)
+    changed["models"]["here"]["pth"] = "weights"
+    assert "unknown key 'pth' (did you mean 'path'?)" in problem(changed)
+
+
+@pytest.mark.parametrize(
+    "path, value, says",
+    [
+        (["models"], ..., "'models' is a required property"),
+        (["tasks"], ..., "'tasks' is a required property"),
+        (["models"], {}, "models"),
+        (["models"], None, "models"),
+        (["tasks"], {}, "tasks"),
+        (["tasks"], ["capitals"], "tasks"),
+        (["tasks", "capitals"], None, "tasks > capitals"),
+        (["models", "here"], "weights", "models > here"),
+        (["models", "here", "source"], ..., "models > here: 'source' is a required property"),
+        (["models", "here", "path"], ..., "models > here: 'path' is a required property"),
+        (["models", "here", "layers"], ..., "models > here: 'layers' is a required property"),
+        (["models", "here", "dtype"], ..., "models > here: 'dtype' is a required property"),
+        (["models", "here", "source"], "s3", "models > here > source: 's3' is not one of"),
+        (["models", "here", "dtype"], "int8", "models > here > dtype: 'int8' is not one of"),
+        (["models", "here", "layers"], 0, "models > here > layers"),
+        (["models", "here", "layers"], 2.5, "models > here > layers"),
+        (["models", "here", "layers"], "12", "models > here > layers"),
+        (["models", "here", "layers"], True, "models > here > layers"),
+        (["models", "here", "batch_tokens"], 0, "models > here > batch_tokens"),
+        (["models", "here", "shards"], "two", "models > here > shards"),
+        (["models", "there", "revision"], ..., "models > there: 'revision' is a required property"),
+        (
+            ["models", "there", "revision"],
+            "main",
+            "models > there > revision: 'main' does not match",
+        ),
+        (["models", "there", "id"], ..., "models > there: 'id' is a required property"),
+        (
+            ["models", "packaged", "sha256"],
+            ...,
+            "models > packaged: 'sha256' is a required property",
+        ),
+        (["models", "packaged", "sha256"], "F" * 64, "models > packaged > sha256"),
+        (["models", "packaged", "sha256"], "0" * 63, "models > packaged > sha256"),
+        (["models", "packaged", "files"], [], "models > packaged > files"),
+        (["models", "packaged", "files"], "name/file", "models > packaged > files"),
+        (["models", "packaged", "files"], [1], "models > packaged > files > 0"),
+        (["models", "../up"], SMALL["models"]["here"], "'../up' does not match"),
+        (["models", "a b"], SMALL["models"]["here"], "'a b' does not match"),
+        (["models", 7], SMALL["models"]["here"], "7 is not of type 'string'"),
+        (["tasks", 2024], {}, "2024 is not of type 'string'"),
+        (["tasks", "a.b"], {}, "'a.b' does not match"),
+        (["tasks", "own", "max_prompts"], 0, "tasks > own > max_prompts"),
+        (["prompts", "demonstrations"], -1, "prompts > demonstrations"),
+        (["prompts", "seed"], "x", "prompts > seed"),
+        (["prompts", "max_prompts"], "all", "prompts > max_prompts"),
+        (["lens", "top_k"], 0, "lens > top_k"),
+        (["summary", "resamples"], 99, "summary > resamples"),
+    ],
+)
+def test_bad_value(path, value, says):
+    assert says in problem(edited(path, value))
+
+
+def test_mistakes_in_models_whose_names_are_numbers_and_words():
+    changed = edited(["models", 7], {})
+    changed["models"]["here"]["layers"] = 0
+    problem(changed)

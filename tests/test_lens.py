@@ -1,0 +1,278 @@
+"""Stage lens: ranks, probabilities and top tokens equal a full softmax and a full sort."""
+
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from conftest import REPO, command, run_stage
+from test_models import final_norm
+from test_states import plain_states
+
+from vecsweep import STEP_VERSIONS
+from vecsweep.lens import target_tokens
+from vecsweep.models import readout as readout_module
+from vecsweep.models.readout import Readout, decode
+from vecsweep.prompts import kept_rows
+from vecsweep.states import PROMPT_SETS
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    # 7 and 64 divide neither the vocabulary nor the number of prompts.
+    monkeypatch.setattr(readout_module, "ROWS", 7)
+    monkeypatch.setattr(readout_module, "CHUNK", 64)
+    assert tiny.VOCABULARY % 64
+
+
+def naive(logits, targets, top_k, margin):
+    """By full softmax and full sort, in double: per target (token, lowest and highest rank that
+    rounding allows, probability), and the top tokens with their probabilities."""
+    logits = logits.double()
+    probabilities = logits.softmax(-1)
+    margin = margin * logits.abs().max()
+    columns = []
+    for ids in targets:
+        values = logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+        best, position = values.max(-1)
+        token = ids.gather(1, position[:, None])[:, 0]
+        lowest = (logits > best[:, None] + margin).sum(-1)
+        highest = (logits > best[:, None] - margin).sum(-1) - 1
+        columns.append((token, lowest, highest, probabilities.gather(1, token[:, None])[:, 0]))
+    top = probabilities.sort(-1, descending=True)
+    return columns, top.values[:, :top_k], probabilities
+
+
+def assert_decoded(found, logits, targets, top_k=4, margin=2e-6):
+    columns, top, probabilities = naive(logits, targets, top_k, margin)
+    close = {"rtol": max(1e-4, 100 * margin), "atol": 1e-30}
+    for k, (token, lowest, highest, probability) in enumerate(columns):
+        assert found.token[:, k].tolist() == token.tolist()
+        assert (found.rank[:, k] >= lowest).all() and (found.rank[:, k] <= highest).all()
+        # The margin must not be what lets a wrong rank through.
+        assert (highest - lowest <= 1 + 0.02 * lowest).all()
+        assert (highest == lowest).float().mean() > 0.7 or margin > 2e-6
+        torch.testing.assert_close(found.probability[:, k].double(), probability, **close)
+    torch.testing.assert_close(found.top_probability.double(), top, **close)
+    # Each named top token has that probability, and none is named twice.
+    named = probabilities.gather(1, found.top_token)
+    torch.testing.assert_close(named, top, **close)
+    assert all(len(set(row)) == top_k for row in found.top_token.tolist())
+
+
+@torch.inference_mode()
+def test_decode(family, small_chunks):
+    generator = torch.Generator().manual_seed(5)
+    states = 2 * torch.randn(30, 32, generator=generator)
+    argument = torch.randint(0, tiny.VOCABULARY, (30, 1), generator=generator)
+    answer = torch.randint(0, tiny.VOCABULARY, (30, 3), generator=generator)
+    answer[::2, 1:] = -1  # one right answer, and two, and three
+    answer[1::4, 2] = -1
+    logits = family.model.get_output_embeddings()(final_norm(family.model)(states))
+    found = decode(Readout.load(family.readout), states, [argument, answer], 4)
+    assert found.rank.max() > 100 and found.rank.shape == (30, 2)
+    assert_decoded(found, logits, [argument, answer])
+
+
+@pytest.fixture
+def decoded(tiny_model, tmp_path):
+    """decoded(kind): stages prompts, states and lens run on the small task, in two blocks."""
+
+    def run(kind):
+        made = tiny_model(kind)
+        made.prompts = tmp_path / "towns.parquet"
+        states = tmp_path / "towns.safetensors"
+        settings = '{"demonstrations": 1, "seed": 0, "max_prompts": 6}'
+        task = tiny.write_task(tmp_path, "towns")
+        run_stage(
+            "prompts", model=made.description, task=task, settings=settings, output=made.prompts
+        )
+        inputs = {"model": made.description, "readout": made.readout, "prompts": made.prompts}
+        run_stage("states", **inputs, batch_tokens=64, output=states)
+        made.command = inputs | {"states": states, "top_k": 4}
+        made.lens = []
+        for first, last in ((0, 1), (2, tiny.layers_of(kind) - 1)):
+            made.lens.append(tmp_path / f"{first}-{last}.parquet")
+            block = {"first": first, "last": last, "output": made.lens[-1]}
+            run_stage("lens", **made.command, **block)
+        made.rows = kept_rows(made.prompts, PROMPT_SETS)
+        return made
+
+    return run
+
+
+@torch.inference_mode()
+def test_stage_equals_the_model_prompt_by_prompt(family, decoded, small_chunks):
+    made = decoded(family.kind)
+    parallel = family.kind in ("gptj", "gpt_neox")
+    targets = target_tokens(made.rows)
+    plain = [plain_states(family.model, row["token_ids"], parallel) for row in made.rows]
+    layers = tiny.layers_of(family.kind)
+    sites = ["attention_alone", "ffn_alone"] if parallel else ["resid_mid"]
+    sites.append("resid_post")
+    table = [row for path in made.lens for row in pq.read_table(path).to_pylist()]
+    keys = [(r["layer"], r["site"], r["prompt_set"], r["prompt_id"]) for r in table]
+    prompts = [(r["prompt_set"], r["prompt_id"]) for r in made.rows]
+    assert keys == [(l, s, *p) for l in range(layers) for s in sites for p in prompts]
+
+    for layer in range(layers):
+        for site in sites:
+            state = torch.stack([_state(states, layer, site) for states in plain])
+            norm, head = final_norm(family.model), family.model.get_output_embeddings()
+            rows = [r for r in table if (r["layer"], r["site"]) == (layer, site)]
+            assert_rows(rows, head(norm(state)), targets)
+    # What leaves the last layer is what the model itself says.
+    last = [r for r in table if (r["layer"], r["site"]) == (layers - 1, "resid_post")]
+    logits = [family.model(torch.tensor([r["token_ids"]])).logits[0, -1] for r in made.rows]
+    assert_rows(last, torch.stack(logits), targets)
+
+
+def _state(states, layer, site):
+    before, update = states[f"resid_pre.{layer:02d}"], states[f"ffn_out.{layer:02d}"]
+    if site == "ffn_alone":
+        return before + update
+    if site == "attention_alone":
+        return states[f"resid_post.{layer:02d}"] - update
+    return states[f"{site}.{layer:02d}"]
+
+
+def assert_rows(rows, logits, targets, **options):
+    """Rows of the lens table against naive decoding."""
+
+    def column(*names):
+        return torch.tensor([[row[name] for name in names] for row in rows])
+
+    found = readout_module.Decoded(
+        column("argument_token", "answer_token"),
+        column("argument_rank", "answer_rank"),
+        column("argument_probability", "answer_probability"),
+        column("top_token")[:, 0],
+        column("top_probability")[:, 0],
+    )
+    assert_decoded(found, logits, targets, **options)
+
+
+def test_file(decoded):
+    made = decoded("gpt2")
+    table = pq.read_table(made.lens[0])
+    assert table.schema.metadata[b"step_version"] == str(STEP_VERSIONS["lens"]).encode()
+    types = {field.name: str(field.type) for field in table.schema}
+    assert types == {
+        "model": "string",
+        "task": "string",
+        "prompt_set": "string",
+        "prompt_id": "int32",
+        "layer": "int16",
+        "site": "string",
+        "top_token": types["top_token"],
+        "top_probability": types["top_probability"],
+        "argument_token": "int32",
+        "argument_rank": "int32",
+        "argument_probability": "float",
+        "answer_token": "int32",
+        "answer_rank": "int32",
+        "answer_probability": "float",
+    }
+    assert types["top_token"].startswith("list<") and "int32" in types["top_token"]
+    assert set(table["model"].to_pylist()) == {"gpt2"}
+    assert set(table["task"].to_pylist()) == {"towns"}
+
+
+def test_a_block_is_the_same_alone(decoded, tmp_path):
+    made = decoded("qwen3")
+    run_stage("lens", **made.command, first=0, last=2, output=tmp_path / "all.parquet")
+    blocks = [row for path in made.lens for row in pq.read_table(path).to_pylist()]
+    assert pq.read_table(tmp_path / "all.parquet").to_pylist() == blocks
+
+
+def readout_of(weight, bias=None):
+    """A readout whose norm leaves states of mean square 1 nearly as they are."""
+    return Readout("rms", 0.0, torch.ones(weight.shape[1]), None, weight, bias)
+
+
+@pytest.mark.parametrize("d", [4, 37, 256])
+def test_equal_tokens_share_the_better_rank(small_chunks, d):
+    # Every token has a double in another chunk, and whole numbers make many more ties: none of
+    # them is a larger logit. Sums of whole numbers are exact in any order.
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randint(-3, 4, (100, d), generator=generator).float()
+    states = torch.randint(0, 2, (20, d), generator=generator) * 2.0 - 1
+    logits = (states @ weight.T).repeat(1, 2)
+    readout = readout_of(weight.repeat(2, 1))
+    for shift in (0, 100):
+        targets = torch.arange(20)[:, None] * 3 + shift
+        found = decode(readout, states, [targets], 5)
+        own = logits.gather(1, targets)
+        assert found.rank[:, 0].tolist() == (logits > own).sum(-1).tolist()
+        top = logits.softmax(-1).sort(-1, descending=True).values[:, :5]
+        torch.testing.assert_close(found.top_probability, top)
+
+
+def test_all_tokens_equal(small_chunks):
+    found = decode(readout_of(torch.ones(130, 8)), torch.ones(3, 8), [torch.tensor([[129]] * 3)], 2)
+    assert found.rank.tolist() == [[0]] * 3
+    torch.testing.assert_close(found.probability, torch.full((3, 1), 1 / 130))
+    torch.testing.assert_close(found.top_probability, torch.full((3, 2), 1 / 130))
+
+
+def test_several_right_answers_count_by_the_best():
+    weight, bias = torch.zeros(10, 4), torch.arange(10.0)
+    answers = torch.tensor([[2, 7, -1], [9, -1, -1], [0, 1, 2]])
+    found = decode(readout_of(weight, bias), torch.ones(3, 4), [answers], 1)
+    assert found.token[:, 0].tolist() == [7, 9, 2]
+    assert found.rank[:, 0].tolist() == [2, 0, 7]
+    expected = bias.softmax(-1)[[7, 9, 2]]
+    torch.testing.assert_close(found.probability[:, 0], expected)
+    assert found.top_token.tolist() == [[9]] * 3
+
+
+def test_all_logits_far_below_zero(small_chunks):
+    # The padding of -1 and the running top start at minus infinity, not at 0.
+    bias = torch.arange(200.0) - 700
+    readout = readout_of(torch.zeros(200, 4), bias)
+    found = decode(readout, torch.ones(2, 4), [torch.tensor([[3, -1], [199, 198]])], 3)
+    assert found.token.tolist() == [[3], [199]] and found.rank.tolist() == [[196], [0]]
+    assert found.top_token.tolist() == [[199, 198, 197]] * 2
+    expected = bias.softmax(-1).flip(0)[:3]
+    torch.testing.assert_close(found.top_probability[0], expected, rtol=1e-4, atol=0)
+
+
+def test_job_imports_no_transformers(decoded, tmp_path):
+    # Decoding needs no model: a job starts in seconds, and on a node without the engine.
+    made = decoded("gpt2")
+    arguments = command("lens", **made.command, first=0, last=0, output=tmp_path / "x.parquet")
+    code = (
+        "import sys; from vecsweep.__main__ import main; assert main(sys.argv[1:]) == 0; "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        check=True,
+    )
+    modules = done.stdout.split()
+    assert "torch" in modules and "transformers" not in modules and "snakemake" not in modules
+    assert pq.read_table(tmp_path / "x.parquet").num_rows == 2 * len(made.rows)
+
+
+@pytest.mark.real
+@torch.inference_mode()
+def test_real_model(real_model):
+    rows = kept_rows(real_model.prompts, PROMPT_SETS)
+    model, targets = real_model.model, target_tokens(rows)
+    table = pq.read_table(real_model.lens).to_pylist()
+    plain = [plain_states(model, row["token_ids"], parallel=False) for row in rows]
+    layers = model.config.num_hidden_layers
+    assert len(table) == len(rows) * layers * 2
+    for layer in range(layers):
+        for site in ("resid_mid", "resid_post"):
+            state = torch.stack([states[f"{site}.{layer:02d}"] for states in plain])
+            logits = model.get_output_embeddings()(final_norm(model)(state))
+            here = [row for row in table if (row["layer"], row["site"]) == (layer, site)]
+            assert_rows(here, logits, targets, margin=1e-5)
+    logits = [model(torch.tensor([row["token_ids"]])).logits[0, -1] for row in rows]
+    assert_rows(here, torch.stack(logits), targets, margin=1e-5)

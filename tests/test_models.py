@@ -1,0 +1,387 @@
+"""Stage models: what it says of a model, the readout it cuts out, the proof, and bad sources."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+import transformers
+from conftest import REPO, describe
+
+from vecsweep import Problem
+from vecsweep.__main__ import main
+from vecsweep.files import Tensors
+from vecsweep.models import load, proof
+from vecsweep.models.families import FAMILIES, family_of, is_parallel
+from vecsweep.models.readout import Readout
+
+IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
+PARALLEL = {"gptj", "gpt_neox"}
+# Written down again, so that a wrong row of families.py cannot hide.
+FINAL_NORM = {
+    "gpt2": "transformer.ln_f",
+    "gptj": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "bloom": "transformer.ln_f",
+    "opt": "model.decoder.final_layer_norm",
+}
+
+
+def final_norm(model):
+    return model.get_submodule(FINAL_NORM.get(model.config.model_type, "model.norm"))
+
+
+def engine(stage):
+    return load.load(json.loads(stage.description.read_text()), stage.description, 64)
+
+
+def assert_same_tensors(path, other):
+    found, expected = Tensors(path), Tensors(other)
+    assert found.metadata == expected.metadata
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_every_family_has_a_tiny_model():
+    assert {model_type for model_type, _ in tiny.CONFIGS.values()} == set(FAMILIES)
+
+
+def test_description(family):
+    described = json.loads(family.description.read_text())
+    config = family.model.config
+    weights = sorted(family.folder.glob("*.safetensors"))
+    assert described == {
+        "model": family.kind,
+        "family": config.model_type,
+        "parallel_blocks": family.kind in PARALLEL,
+        "layers": tiny.layers_of(family.kind),
+        "d_model": 32,
+        "vocabulary": len(transformers.AutoTokenizer.from_pretrained(family.folder)),
+        "parameters": family.model.num_parameters(),
+        "context": None if family.kind == "bloom" else 256,
+        "dtype": "float32",
+        "source": "local",
+        "step_version": described["step_version"],
+        "revision": None,
+        "sha256": hashlib.sha256(b"".join(p.read_bytes() for p in weights)).hexdigest(),
+        "weights": described["weights"],
+    }
+    assert (family.description.parent / described["weights"]).resolve() == family.folder
+
+
+def test_vocabulary(family):
+    table = pq.read_table(family.vocabulary).to_pydict()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(family.folder)
+    assert table["token_id"] == list(range(len(tokenizer)))
+    assert table["token"] == [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    assert " Poland" in table["token"] and set(table["model"]) == {family.kind}
+
+
+@torch.inference_mode()
+def test_readout_is_the_models_own_norm_and_head(family):
+    readout = Readout.load(family.readout)
+    states = 3 * torch.randn(50, 32, generator=torch.Generator().manual_seed(1)) + 0.5
+    normed = final_norm(family.model)(states)
+    expected = family.model.get_output_embeddings()(normed)
+    torch.testing.assert_close(readout.normed(states), normed, rtol=1e-5, atol=1e-5)
+    found = readout.logits(readout.normed(states))
+    assert found.shape == (50, tiny.VOCABULARY)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    tokens = torch.tensor([[5, -1, 400]] * 50)
+    picked = readout.logits_at(readout.normed(states), tokens)
+    assert (picked[:, 1] == -torch.inf).all()
+    torch.testing.assert_close(picked[:, [0, 2]], expected[:, [5, 400]], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_loaded_model_proves_itself(family):
+    loaded = engine(family)
+    proof.prove(loaded, Readout.load(family.readout), IDS)
+    # The same weights as were saved.
+    ids = torch.tensor([IDS])
+    torch.testing.assert_close(loaded.model(ids).logits, family.model(ids).logits)
+
+
+WRONG_ROWS = [
+    ("bloom", {"ffn": "mlp"}, "ffn_out"),
+    ("bloom", {"attention": "self_attention"}, "resid_mid"),
+    ("gemma3_text", {"ffn": "mlp"}, "ffn_out"),
+    ("gemma3_text", {"attention": "self_attn"}, "resid_mid"),
+    ("gemma3_text", {"ffn_norm": "post_attention_layernorm"}, "resid_mid"),
+    ("gpt2", {"ffn_norm": "ln_1"}, "resid_mid"),
+    ("opt", {"ffn": "self_attn"}, "ffn_out"),
+    ("llama", {"ffn": "self_attn"}, "ffn_out"),
+    ("gptj", {"ffn_norm": "ln_1"}, "resid_mid"),
+    ("gpt_neox", {"parallel_flag": None}, "resid_mid"),
+    ("gpt_neox-sequential", {"ffn": "attention"}, "ffn_out"),
+]
+
+
+@pytest.mark.parametrize("kind, change, names", WRONG_ROWS)
+def test_proof_refuses_a_wrong_hook(tiny_model, kind, change, names):
+    stage = tiny_model(kind)
+    row = replace(family_of(stage.model), **change)
+    wrong = load.Engine(stage.model, row, is_parallel(row, stage.model.config), 64)
+    with pytest.raises(Problem, match=f"layer 0: .*{names}.* fails by .*families.py") as caught:
+        proof.prove(wrong, Readout.load(stage.readout), IDS)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("gemma3_text", {"norm_offset": 0.0}),
+        ("llama", {"norm_offset": 1.0}),
+        ("llama", {"final_norm": "model.layers.0.input_layernorm"}),
+        ("bloom", {"final_norm": "transformer.word_embeddings_layernorm"}),
+    ],
+)
+def test_proof_refuses_a_wrong_readout(tiny_model, tmp_path, monkeypatch, kind, change):
+    stage = tiny_model(kind)
+    with monkeypatch.context() as patch:
+        patch.setitem(FAMILIES, kind, replace(FAMILIES[kind], **change))
+        wrong = describe(kind, stage.folder, tmp_path)
+        assert main(wrong.arguments) == 0
+    with pytest.raises(Problem, match="early decoding of the last layer differs"):
+        proof.prove(engine(stage), Readout.load(wrong.readout), IDS)
+
+
+def test_proof_refuses_numbers_that_are_none(tiny_model):
+    # A comparison with nan is false whichever way it is put.
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(Problem, match="layer 1"):
+        proof.prove(load.engine_of(model, 64), Readout.load(tiny_model("llama").readout), IDS)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_proves_itself(tiny_model, tmp_path, dtype):
+    stage = describe("qwen2", tiny_model("qwen2").folder, tmp_path, dtype=dtype)
+    assert main(stage.arguments) == 0
+    loaded = engine(stage)
+    assert loaded.model.dtype == getattr(torch, dtype)
+    proof.prove(loaded, Readout.load(stage.readout), IDS)
+
+
+@pytest.mark.parametrize("kind, parallel", [("gpt_neo", 0), ("phi3", 0), ("codegen", 1)])
+def test_unlisted_family_that_fits_by_name(tmp_path, kind, parallel):
+    tiny.save(kind, tmp_path / "source")
+    stage = describe(kind, tmp_path / "source", tmp_path / "described")
+    assert main(stage.arguments) == 0
+    described = json.loads(stage.description.read_text())
+    assert (described["family"], described["parallel_blocks"]) == (kind, bool(parallel))
+    proof.prove(engine(stage), Readout.load(stage.readout), IDS)
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "granite"])
+def test_unlisted_family_that_only_seems_to_fit(tmp_path, kind):
+    # OLMo 2 norms the updates, Granite scales them: Llama's names, another meaning.
+    tiny.save(kind, tmp_path / "source")
+    stage = describe(kind, tmp_path / "source", tmp_path / "described")
+    assert main(stage.arguments) == 0
+    with pytest.raises(Problem, match=f"family '{kind}', layer 0: .* fails by"):
+        proof.prove(engine(stage), Readout.load(stage.readout), IDS)
+
+
+def test_unlisted_family_that_fits_no_row(tmp_path, refused):
+    tiny.save("cohere", tmp_path / "source")
+    stage = describe("cohere", tmp_path / "source", tmp_path / "described")
+    line = refused(stage.arguments)
+    assert "unknown model family 'cohere'" in line and "add a row to" in line
+    assert not any(stage.description.parent.glob("*"))
+
+
+def test_model_type_that_transformers_does_not_know(tmp_path, refused):
+    tiny.save("gpt2", tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "nonesuch"}))
+    line = refused(describe("gpt2", tmp_path / "source", tmp_path / "described").arguments)
+    assert "unknown model family" in line and "nonesuch" in line
+
+
+@pytest.mark.parametrize("kind", ["gptj", "llama", "opt"])
+def test_checkpoint_in_several_files(tiny_model, tmp_path, kind):
+    tiny.save(kind, tmp_path / "source", shard_size="60KB")
+    assert len(list((tmp_path / "source").glob("*.safetensors"))) > 2
+    stage = describe(kind, tmp_path / "source", tmp_path / "described")
+    assert main(stage.arguments) == 0
+    assert_same_tensors(stage.readout, tiny_model(kind).readout)
+    proof.prove(engine(stage), Readout.load(stage.readout), IDS)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bloom", "opt", "gemma3_text"])
+def test_checkpoint_of_the_bare_decoder(tiny_model, tmp_path, kind):
+    # GPT-2 and BLOOM on the hub are saved so; the head is tied to the embedding.
+    tiny.save(kind, tmp_path / "source", bare=True)
+    stage = describe(kind, tmp_path / "source", tmp_path / "described")
+    assert main(stage.arguments) == 0
+    assert_same_tensors(stage.readout, tiny_model(kind).readout)
+    proof.prove(engine(stage), Readout.load(stage.readout), IDS)
+
+
+def test_results_behind_a_symlink(tiny_model, tmp_path):
+    # Clusters often keep results on another file system.
+    (tmp_path / "far" / "away" / "results").mkdir(parents=True)
+    (tmp_path / "results").symlink_to(tmp_path / "far" / "away" / "results")
+    stage = describe("gpt2", tiny_model("gpt2").folder, tmp_path / "results" / "models" / "gpt2")
+    assert main(stage.arguments) == 0
+    proof.prove(engine(stage), Readout.load(stage.readout), IDS)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "spoil, expected",
+    [
+        (shutil.rmtree, "no config.json in"),
+        (lambda f: (f / "model.safetensors").unlink(), "no *.safetensors weights in"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.bin"), "convert pickled weights"),
+        (lambda f: cut(f / "model.safetensors"), "model.safetensors is missing or damaged"),
+        (lambda f: cut(f / "config.json"), "config.json"),
+        (lambda f: [path.unlink() for path in f.glob("token*")], "no tokenizer in"),
+    ],
+    ids=["folder", "no-weights", "pickled", "cut-weights", "cut-config", "no-tokenizer"],
+)
+def test_bad_folder(tmp_path, refused, spoil, expected):
+    tiny.save("llama", tmp_path / "source")
+    spoil(tmp_path / "source")
+    stage = describe("llama", tmp_path / "source", tmp_path / "described", name="tiny")
+    line = refused(stage.arguments)
+    assert "model 'tiny'" in line or str(tmp_path / "source") in line
+    assert expected in line
+    assert not any(stage.description.parent.glob("*"))
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "x"}, {"num_attention_heads": 5}])
+def test_bad_value_in_the_models_own_config(tmp_path, refused, change):
+    tiny.save("llama", tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    line = refused(describe("llama", tmp_path / "source", tmp_path / "described").arguments)
+    assert "bad value in" in line and str(path) in line
+
+
+def test_wrong_layers(tiny_model, tmp_path, refused):
+    line = refused(describe("bloom", tiny_model("bloom").folder, tmp_path, layers=70).arguments)
+    assert "config says layers: 70, the model has 3; write layers: 3" in line
+
+
+def test_sha256(tiny_model, tmp_path, refused):
+    stage = tiny_model("opt")
+    right = json.loads(stage.description.read_text())["sha256"]
+    assert main(describe("opt", stage.folder, tmp_path / "right", sha256=right).arguments) == 0
+    line = refused(describe("opt", stage.folder, tmp_path / "wrong", sha256="0" * 64).arguments)
+    assert "model 'opt': sha256 of model.safetensors is " in line and right in line
+    assert not (tmp_path / "wrong" / "model.json").exists()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package `tiny-weights` that holds one file, weights.gguf."""
+    site = tmp_path / "site"
+    (site / "tiny_weights").mkdir(parents=True)
+    (site / "tiny_weights" / "weights.gguf").write_bytes(b"not a GGUF file")
+    (site / "tiny_weights-1.0.dist-info").mkdir()
+    (site / "tiny_weights-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    config = {"source": "package", "layers": 3, "dtype": "float32"}
+
+    def stage(file, content=b"not a GGUF file"):
+        sha256 = hashlib.sha256(content).hexdigest()
+        made = describe("llama", "", tmp_path / "described", files=[file], sha256=sha256, **config)
+        return made.arguments
+
+    return stage
+
+
+def test_package_is_missing(package, refused):
+    line = refused(package("tiny-nonesuch/weights.gguf"))
+    assert "package 'tiny-nonesuch' is not installed; pip install --no-deps tiny-nonesuch" in line
+
+
+def test_package_without_the_file(package, refused):
+    line = refused(package("tiny-weights/tiny_weights/other.gguf"))
+    assert "package 'tiny-weights' has no file 'tiny_weights/other.gguf'" in line
+
+
+def test_package_with_another_file(package, refused):
+    line = refused(package("tiny-weights/tiny_weights/weights.gguf", b"something else"))
+    assert "sha256 of weights.gguf is" in line
+
+
+def test_package_with_a_damaged_file(package, refused, tmp_path):
+    line = refused(package("tiny-weights/tiny_weights/weights.gguf"))
+    assert "weights.gguf" in line and "GGUF" in line
+    # The joined parts of a real model take gigabytes.
+    assert not list(tmp_path.glob("described/*")) and not list(tmp_path.glob("described/.*"))
+
+
+def hub_cache(source, cache, owner_and_name, revision):
+    """A folder as the hub's own cache keeps it: blobs by hash, snapshots of links."""
+    repository = cache / f"models--{owner_and_name.replace('/', '--')}"
+    for name in ("blobs", "refs", f"snapshots/{revision}"):
+        (repository / name).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    for path in source.iterdir():
+        blob = repository / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, blob)
+        link = repository / "snapshots" / revision / path.name
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return repository / "snapshots" / revision
+
+
+REVISION = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture
+def hub(tiny_model, tmp_path):
+    """hub(**config): stage models of owner/tiny in a process with the hub's cache, no network."""
+    snapshot = hub_cache(tiny_model("bloom").folder, tmp_path / "hub", "owner/tiny", REVISION)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+
+    def run(**config):
+        config = {"source": "hub", "id": "owner/tiny", "revision": REVISION} | config
+        stage = describe("bloom", "", tmp_path / "described", **config)
+        command = [sys.executable, "-m", "vecsweep", *stage.arguments]
+        stage.done = subprocess.run(
+            command, env=environment, cwd=REPO, capture_output=True, text=True
+        )
+        stage.snapshot = snapshot
+        return stage
+
+    return run
+
+
+def test_hub(hub, tiny_model):
+    stage = hub()
+    assert stage.done.returncode == 0, stage.done.stderr
+    described = json.loads(stage.description.read_text())
+    assert (described["source"], described["revision"]) == ("hub", REVISION)
+    assert described["weights"] == str(stage.snapshot)
+    assert_same_tensors(stage.readout, tiny_model("bloom").readout)
+    proof.prove(engine(stage), Readout.load(stage.readout), IDS)
+
+
+def test_hub_checks_sha256_too(hub):
+    stage = hub(sha256="0" * 64)
+    assert stage.done.returncode == 1 and "sha256 of model.safetensors is" in stage.done.stderr
+    assert "Traceback" not in stage.done.stderr
+
+
+def test_hub_without_that_revision(hub):
+    stage = hub(revision="f" * 40)
+    assert stage.done.returncode == 1 and "Traceback" not in stage.done.stderr
+    lines = [line for line in stage.done.stderr.splitlines() if "vecsweep" in line]
+    assert len(lines) == 1 and "cannot get owner/tiny at ffff" in lines[0]

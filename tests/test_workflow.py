@@ -1,0 +1,363 @@
+"""Real Snakemake runs on tiny local models: what runs, what does not run again, what fails how."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import duckdb
+import pytest
+import tiny
+import yaml
+from conftest import REPO
+
+BIN = Path(sys.executable).parent
+CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles"]
+MODELS = {"seq": "llama", "par": "gptj"}  # sequential and parallel blocks
+TASKS = ["towns", "verbs"]
+KEPT = 4
+CONFIG = {
+    "models": {
+        name: {
+            "source": "local",
+            "path": f"weights/{kind}",
+            "layers": 3,
+            "dtype": "float32",
+            "layers_per_job": size,
+        }
+        for (name, kind), size in zip(MODELS.items(), (2, 12))
+    },
+    "tasks": {name: {"file": f"tasks/{name}.yaml"} for name in TASKS},
+    "prompts": {"max_prompts": KEPT},
+    "summary": {"resamples": 100},
+    "ovectors": {"donors": 1},
+    "interventions": {"tasks": ["verbs"], "dev_prompts": 1, "test_prompts": 1},
+    "ablations": {"tasks": ["verbs"], "max_prompts": 1},
+}
+
+
+def edited(*changes):
+    """CONFIG with (path of keys, value) pairs set."""
+    config = copy.deepcopy(CONFIG)
+    for *path, last, value in changes:
+        inner = config
+        for key in path:
+            inner = inner[key]
+        inner[last] = value
+    return config
+
+
+def snakemake(project, config, *options):
+    """Run Snakemake on the project's own copy of the code; its process, output in one text."""
+    file = project.folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(project.code / "workflow"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [BIN / "snakemake", "-s", project.code / "Snakefile", "--directory", project.folder]
+    command += ["--cores", "2", "--configfile", file, *options]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=project.code,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+def pending(project, config=CONFIG):
+    """The outputs that a run would make, of all that the config asks for."""
+    done = snakemake(project, config, "--summary")
+    assert done.returncode == 0, done.stdout
+    rows = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("results/")]
+    assert rows and {row[-1] for row in rows} <= {"update pending", "no update"}
+    outputs = {row[0] for row in rows}
+    return {row[0] for row in rows if row[-1] == "update pending"}, outputs
+
+
+def is_end(output):
+    """The summary and what is drawn from it: made anew whenever anything is."""
+    return output.startswith(
+        ("results/summary", "results/tables", "results/figures", "results/report")
+    )
+
+
+def stage_of(output):
+    return "end" if is_end(output) else output.split("/")[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with weights, tasks and finished results, and a copy of the workflow's code."""
+    folder = tmp_path_factory.mktemp("project")
+    code = tmp_path_factory.mktemp("code")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in CODE:
+        if (REPO / name).is_dir() and not (REPO / name).is_symlink():
+            shutil.copytree(REPO / name, code / name, ignore=ignored)
+        else:
+            shutil.copy(REPO / name, code / name, follow_symlinks=False)
+    for kind in MODELS.values():
+        tiny.save(kind, folder / "weights" / kind)
+    for name in TASKS:
+        tiny.write_task(folder / "tasks", name)
+    made = SimpleNamespace(folder=folder, code=code)
+    made.first = snakemake(made, CONFIG)
+    if made.first.returncode:
+        pytest.fail(made.first.stdout[-4000:])
+    return made
+
+
+def query(project, sql):
+    with duckdb.connect(str(project.folder / "results" / "summary.duckdb"), read_only=True) as db:
+        return db.execute(sql).fetchall()
+
+
+def test_whole_run(project):
+    kept = len(MODELS) * len(TASKS) * KEPT
+    rows = len(tiny.CAPITALS) + len(tiny.PASTS)
+    tables = [name for (name,) in query(project, "SELECT table_name FROM duckdb_tables()")]
+    counts = {name: query(project, f"SELECT count(*) FROM {name}")[0][0] for name in tables}
+    assert counts["models"] == 2
+    assert counts["prompts"] == 3 * len(MODELS) * rows
+    assert counts["stages"] == 2 * kept
+    # Three layers: two sites in sequential blocks, three in parallel ones; two targets.
+    states = 2 * kept // 2 * 3 * (2 + 3)
+    assert counts["lens"] == 2 * states
+    assert counts["top_tokens"] == 5 * states
+    cells = "count(*), count(DISTINCT (model, task, prompt_set, prompt_id, layer, site, target))"
+    assert query(project, f"SELECT {cells} FROM lens") == [(2 * states, 2 * states)]
+    sites = dict(
+        query(project, "SELECT model, list_sort(list(DISTINCT site)) FROM lens GROUP BY ALL")
+    )
+    assert sites == {
+        "seq": ["resid_mid", "resid_post"],
+        "par": ["attention_alone", "ffn_alone", "resid_post"],
+    }
+    reasons = dict(query(project, "SELECT dropped, count(*) FROM prompts GROUP BY ALL"))
+    assert reasons.keys() >= {None, f"over max_prompts: {KEPT}"} and reasons[None] == 3 * kept
+
+
+def test_files_of_a_run(project):
+    results = project.folder / "results"
+    for name in ("prompt_counts", "patterns", "crossover_depths"):
+        assert (results / "tables" / f"{name}.csv").read_text().startswith("model,")
+    figures = sorted((results / "figures").glob("*.svg"))
+    assert figures and all(path.read_text().count("<svg") == 1 for path in figures)
+    assert all(path.with_suffix(".png").stat().st_size > 1000 for path in figures)
+    # Nothing half-written, and nothing outside results, logs and Snakemake's own folder.
+    assert not [
+        path for path in results.rglob("*") if ".tmp" in path.name or ".partial" in path.name
+    ]
+    there = {path.name for path in project.folder.iterdir()}
+    assert there == {"weights", "tasks", "run.yaml", "results", "logs", ".snakemake"}
+    # The package's own cache apart, a run leaves the code alone.
+    assert {path.name for path in project.code.iterdir()} == set(CODE)
+
+
+def test_second_run_starts_no_job(project):
+    done = snakemake(project, CONFIG)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout
+    assert pending(project)[0] == set()
+
+
+def test_more_cores_smaller_batches_or_shards_of_a_model_leave_its_weights_alone(project):
+    outputs, _ = pending(project, edited(("models", "seq", "batch_tokens", 64)))
+    assert outputs and not any("/par/" in output for output in outputs)
+    assert not {"models", "prompts"} & {stage_of(output) for output in outputs}
+
+
+def test_a_model_more_runs_its_own_jobs(project):
+    new = CONFIG["models"]["seq"]
+    outputs, every = pending(project, edited(("models", "new", new)))
+    assert outputs == {output for output in every if "/new/" in output or is_end(output)}
+    assert {stage_of(o) for o in outputs} >= {
+        "models",
+        "prompts",
+        "states",
+        "lens",
+        "stages",
+        "end",
+    }
+    # And as Snakemake counts its jobs.
+    done = snakemake(project, edited(("models", "new", new)), "--dry-run")
+    counts = done.stdout.split("Job stats:")[1].split("total")[0].splitlines()
+    counts = dict(line.split() for line in counts if line.split()[1:] and line.split()[1].isdigit())
+    expected = {
+        "models": "1",
+        "prompts": "2",
+        "states": "2",
+        "lens": "4",
+        "stages": "2",
+        "summary": "1",
+    }
+    assert expected.items() <= counts.items()
+
+
+def test_a_task_more_runs_its_own_jobs(project):
+    tiny.write_task(project.folder / "tasks", "more")
+    outputs, every = pending(project, edited(("tasks", "more", {"file": "tasks/more.yaml"})))
+    assert outputs == {output for output in every if "/more" in output or is_end(output)}
+    assert {stage_of(o) for o in outputs} == {"prompts", "states", "lens", "stages", "end"}
+
+
+def test_a_tasks_setting_reruns_that_task(project):
+    outputs, every = pending(project, edited(("tasks", "towns", "max_prompts", 3)))
+    assert outputs == {output for output in every if "/towns" in output or is_end(output)}
+
+
+def test_a_row_of_a_tasks_data_reruns_that_task(project):
+    data = project.folder / "tasks" / "towns.csv"
+    before, stat = data.read_text(), data.stat()
+    data.write_text(before + "Chile,Santiago\n")
+    outputs, every = pending(project)
+    data.write_text(before)
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert outputs == {output for output in every if "/towns" in output or is_end(output)}
+    assert pending(project)[0] == set()
+
+
+def test_setting_of_a_late_stage_reruns_from_there(project):
+    outputs, every = pending(project, edited(("summary", "resamples", 200)))
+    assert outputs == {output for output in every if is_end(output)}
+
+
+@pytest.fixture
+def code(project):
+    """The project's copy of the code, put back afterwards."""
+    kept = {path: path.read_bytes() for path in project.code.rglob("*") if path.is_file()}
+    yield project.code
+    for path, content in kept.items():
+        if path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+COMMENTS = {".py": "\n# a comment\n", ".smk": "\n# a comment\n", ".sql": "\n-- a comment\n"}
+
+
+def test_a_comment_reruns_nothing(project, code):
+    changed = [p for p in (code / "workflow").rglob("*") if p.suffix in COMMENTS]
+    assert len(changed) > 30
+    for path in changed:
+        path.write_text(path.read_text() + COMMENTS[path.suffix])
+    assert pending(project)[0] == set()
+
+
+@pytest.mark.parametrize(
+    "stage, untouched",
+    [
+        ("prompts", {"models"}),
+        ("lens", {"models", "prompts", "states", "ablations"}),
+        ("summary", None),
+    ],
+)
+def test_a_steps_new_version_reruns_it_and_what_follows(project, code, stage, untouched):
+    module = code / "workflow" / "vecsweep" / "__init__.py"
+    text = module.read_text()
+    assert text.count(f'"{stage}": ') == 1
+    module.write_text(text.replace(f'"{stage}": ', f'"{stage}": 1000 + '))
+    outputs, every = pending(project)
+    found = {stage_of(output) for output in outputs}
+    everything = {stage_of(output) for output in every}
+    assert found == ({"end"} if untouched is None else everything - untouched)
+    # A stage that runs again runs for every model and task.
+    assert outputs == {output for output in every if stage_of(output) in found}
+
+
+# What is wrong is said in one line, and costs as little as it can
+
+
+def refused(done, *says):
+    """The output of a failed run: each of `says` in just one line, and no traceback."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    for words in says:
+        lines = {line.strip() for line in done.stdout.splitlines() if words in line}
+        assert len(lines) == 1, (words, done.stdout)
+
+
+def finished(project):
+    """What is there, and when it was written."""
+    return {p: p.stat().st_mtime_ns for p in (project.folder / "results").rglob("*") if p.is_file()}
+
+
+BAD_CONFIGS = {
+    "unknown-key": (
+        edited(("models", "seq", "dype", "float32")),
+        "config, models > seq: unknown key 'dype' (did you mean 'dtype'?)",
+    ),
+    "no-models": (
+        {"tasks": CONFIG["tasks"]},
+        "config, top level: 'models' is a required property",
+    ),
+    "no-task-file": (edited(("tasks", "nowhere", {})), "nowhere.yaml: No such file"),
+    "no-answer-column": (
+        edited(("tasks", "columns", {"file": "tasks/columns.yaml"})),
+        "columns.csv: no column 'answer'",
+    ),
+    "empty-task": (
+        edited(("tasks", "empty", {"file": "tasks/empty.yaml"})),
+        "empty.csv: the task is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_bad_config_starts_no_job(project, name):
+    config, says = BAD_CONFIGS[name]
+    tiny.write_task(project.folder / "tasks", "empty", {})
+    tiny.write_task(project.folder / "tasks", "columns")
+    (project.folder / "tasks" / "columns.csv").write_text("argument,reply\nPeru,Lima\n")
+    before = finished(project)
+    refused(snakemake(project, config), says)
+    assert finished(project) == before
+
+
+def test_bad_models_and_tasks_fail_alone(project):
+    # Four mistakes that only a job can find, in one run that keeps going.
+    tiny.save("cohere", project.folder / "weights" / "cohere")
+    (project.folder / "weights" / "empty").mkdir()
+    shutil.copy(
+        project.folder / "weights" / "llama" / "config.json", project.folder / "weights" / "empty"
+    )
+    tiny.write_task(project.folder / "tasks", "same", {"Poland": "Poland", "Peru": "Peru"})
+    good = CONFIG["models"]["seq"]
+    config = edited(
+        ("models", "foreign", good | {"path": "weights/cohere"}),
+        ("models", "changed", good | {"sha256": "0" * 64}),
+        ("models", "hollow", good | {"path": "weights/empty"}),
+        ("tasks", "same", {"file": "tasks/same.yaml"}),
+    )
+    before = finished(project)
+    bad = [f"results/models/{name}/model.json" for name in ("foreign", "changed", "hollow")]
+    done = snakemake(project, config, "--keep-going", *bad, "results/prompts/seq/same.parquet")
+    refused(
+        done,
+        "unknown model family 'cohere'",
+        "model 'changed': sha256 of model.safetensors is",
+        "model 'hollow': no *.safetensors weights in",
+        "task 'same': no prompt is left",
+    )
+    left = finished(project)
+    assert {path: left.get(path) for path in before} == before
+    assert all("benchmarks" in path.parts for path in left.keys() - before.keys())
+    # The good part of the grid still stands.
+    assert pending(project)[0] == set()
+
+
+def test_lint():
+    done = subprocess.run([BIN / "snakemake", "--lint"], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_format():
+    command = [BIN / "snakefmt", "--check", "Snakefile", "workflow/rules"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

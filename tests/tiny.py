@@ -1,0 +1,195 @@
+"""Tiny random models of every family, a real small tokenizer, and small tasks: no downloads.
+
+Norm scales, norm offsets and biases are random too, so that a forgotten one shows.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+
+CAPITALS = {
+    "Poland": "Warsaw", "China": "Beijing", "France": "Paris", "Japan": "Tokyo",
+    "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo",
+    "Ghana": "Accra", "Egypt": "Cairo", "United Kingdom": "London", "Chad": "N'Djamena",
+    "Bolivia": "Sucre|La Paz",
+}  # fmt: skip
+PASTS = {"walk": "ran", "see": "saw", "go": "went", "bring": "brought", "abolish": "ended"}
+TASKS = {
+    "towns": {
+        "title": "Towns",
+        "kind": "one-to-one",
+        "template": "Q: What is the capital of {argument}?\nA: {answer}",
+        "separator": "\n",
+        "demonstrations": ["France"],
+        "extractive": {"prefix": "The capital of {argument} is {answer}.\n"},
+    },
+    "verbs": {
+        "title": "Verbs",
+        "kind": "one-to-one",
+        "template": "Today I {argument}. Yesterday I {answer}.",
+        "separator": " ",
+        "extractive": {"prefix": "The past tense of {argument} is {answer}.\n"},
+    },
+}
+ROWS = {"towns": CAPITALS, "verbs": PASTS}
+# More tokens than the tokenizer has, as padded checkpoints have; no multiple of a chunk.
+EXTRA_TOKENS = 5
+
+
+def write_task(folder, name, rows=None, **changes):
+    """Write NAME.yaml and NAME.csv; `changes` replace keys, None removes one."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = TASKS.get(name, TASKS["towns"] | {"demonstrations": []})
+    content = base | {"data": f"{name}.csv"} | changes
+    content = {key: value for key, value in content.items() if value is not None}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    rows = ROWS.get(name, CAPITALS) if rows is None else rows
+    lines = ["argument,answer", *(f"{a},{b}" for a, b in rows.items())]
+    (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder / f"{name}.yaml"
+
+
+def tokenizer(bos=False):
+    """A byte-level BPE trained on the tasks' own words, with or without a first special token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # Long names come once: they stay split into several tokens, as in real vocabularies.
+    texts = [task["template"] + task["extractive"]["prefix"] for task in TASKS.values()]
+    words = [f" {word}" for rows in ROWS.values() for pair in rows.items() for word in pair]
+    raw.train_from_iterator(texts * 3 + [word for word in words if len(word) < 8] * 2, trainer)
+    if bos:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>"
+    )
+
+
+VOCABULARY = len(tokenizer()) + EXTRA_TOKENS
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+}
+_GROUPED = _COMMON | {"num_key_value_heads": 2}
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
+_GEMMA = _GROUPED | {
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": [
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+    ],
+}
+
+# Every listed family, and NeoX with sequential blocks too: (model type, its config).
+CONFIGS = {
+    "gpt2": ("gpt2", _GPT2),
+    "gptj": ("gptj", _GPT2 | {"rotary_dim": 4}),
+    "gpt_neox": ("gpt_neox", _COMMON | {"rotary_pct": 0.5}),
+    "gpt_neox-sequential": ("gpt_neox", _COMMON | {"use_parallel_residual": False}),
+    "bloom": ("bloom", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "opt": ("opt", _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "llama": ("llama", _GROUPED),
+    "mistral": ("mistral", _GROUPED | {"sliding_window": 5}),
+    "qwen2": ("qwen2", _GROUPED),
+    "qwen3": ("qwen3", _GROUPED | {"head_dim": 8}),
+    "gemma3_text": ("gemma3_text", _GEMMA),
+}
+# Not listed in families.py: the first three fit a row by name and obey its identities,
+# the next two only fit by name, the last fits no row.
+UNLISTED = {
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 256,
+        },
+    ),
+    "phi3": ("phi3", _GROUPED | {"pad_token_id": 0}),
+    "codegen": ("codegen", _GPT2 | {"rotary_dim": 4}),
+    "olmo2": ("olmo2", _GROUPED | {"pad_token_id": 0}),
+    "granite": ("granite", _GROUPED | {"residual_multiplier": 0.5, "pad_token_id": 0}),
+    "cohere": ("cohere", _GROUPED | {"pad_token_id": 0}),
+}
+KINDS = list(CONFIGS)
+
+
+def layers_of(kind):
+    config = (CONFIGS | UNLISTED)[kind][1]
+    return next(
+        config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config
+    )
+
+
+def model(kind, seed=0):
+    """A random fp32 model; its scale keeps attention, FFN and norms all felt."""
+    model_type, settings = (CONFIGS | UNLISTED)[kind]
+    special = {"bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.AutoConfig.for_model(model_type, **(special | settings))
+    made = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:  # around 1 for norm scales, around 0 for biases
+                parameter.add_(0.3 * noise)
+            else:
+                parameter.copy_(0.2 * noise)
+    return made
+
+
+def save(kind, folder, seed=0, bos=False, bare=False, shard_size=None):
+    """Save model and tokenizer as a folder in hub format; returns the model."""
+    made = model(kind, seed)
+    saved = made.base_model if bare else made
+    saved.save_pretrained(folder, **({"max_shard_size": shard_size} if shard_size else {}))
+    if bare:  # the bare decoder names another class; the config stays that of the causal LM
+        made.config.save_pretrained(folder)
+    tokenizer(bos).save_pretrained(folder)
+    return made
+
+
+def prompt_rows(kind="towns", count=None, folder=None, bos=False, **settings):
+    """Rows of stage prompts for a small task."""
+    from vecsweep import prompts, tasks
+
+    task = tasks.load(write_task(folder, kind))
+    rows = prompts.build(
+        task, tokenizer(bos), {"demonstrations": 1, "seed": 0, "max_prompts": count} | settings
+    )
+    return rows
+
+
+def config_json(kind, folder, **changes):
+    """The model's part of config.yaml, as stage models gets it."""
+    config = {"source": "local", "path": str(folder), "dtype": "float32"}
+    if "layers" not in changes:
+        config["layers"] = layers_of(kind)
+    return json.dumps(config | changes)
