@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -68,15 +70,22 @@ def over_layers(pattern):
 
 
 def engine_options(wildcards):
-    """How the job's model is run."""
-    model = config["models"][wildcards.model]
+    """How the model of a job, or of that name, is run."""
+    model = config["models"][getattr(wildcards, "model", wildcards)]
     options = ("batch_tokens", "shards", "engine")
     return " ".join(f"--{name.replace('_', '-')} {model[name]}" for name in options)
 
 
 def fetching(model):
     """The part of a model's config that says what it is and where its weights come from."""
-    return without(config["models"][model], "batch_tokens", "shards", "engine", "layers_per_job")
+    return without(
+        config["models"][model],
+        "batch_tokens",
+        "shards",
+        "engine",
+        "layers_per_job",
+        "tasks_per_job",
+    )
 
 
 def rivals(task):
@@ -88,3 +97,39 @@ def rivals(task):
 def other_domains(task):
     """The task of the grid that is out-of-domain for another one: none or one."""
     return [name for name in TASKS if name == LOADED[task].out_of_domain.get("task")]
+
+
+def one_of(names):
+    """A wildcard constraint: one of these names, or none if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def groups_file(model):
+    return Path(f"results/groups/{model}.json")
+
+
+def task_groups(model):
+    """The tasks that one job of a model takes together.
+
+    Groups that were made once stay as they are, so that a task added later makes a group of its
+    own and no finished one runs again: onstart notes them down.
+    """
+    noted = groups_file(model)
+    old = json.loads(noted.read_text()) if noted.exists() else []
+    groups = [kept for group in old if (kept := [task for task in group if task in TASKS])]
+    new = [task for task in TASKS if not any(task in group for group in groups)]
+    size = config["models"][model]["tasks_per_job"]
+    return groups + [new[i : i + size] for i in range(0, len(new), size)]
+
+
+TASK_GROUPS = {
+    model: task_groups(model)
+    for model, settings in config["models"].items()
+    if settings["tasks_per_job"] > 1
+}
+
+
+onstart:
+    for model, groups in TASK_GROUPS.items():
+        groups_file(model).parent.mkdir(parents=True, exist_ok=True)
+        groups_file(model).write_text(json.dumps(groups))

@@ -17,9 +17,9 @@ PROMPT_SETS = ("abstractive", "extractive")
 def arguments(parser):
     parser.add_argument("--model", type=Path, required=True, help="model.json")
     parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
-    parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="Parquet, a task each")
     engine_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="safetensors to write")
+    parser.add_argument("--output", type=Path, nargs="+", required=True, help="safetensors to write")
 
 
 def engine_arguments(parser):
@@ -45,40 +45,40 @@ def load_engine(args, prompt: list[int]):
 
 
 def run(args):
-    """Write `resid_mid.LL`, `ffn_out.LL`, `resid_post.LL`, each [prompts, d_model].
+    """Write a file for each task given, after one load of the model."""
+    tasks = [kept_rows(path, PROMPT_SETS) for path in args.prompts]
+    engine, _, description = load_engine(args, tasks[0][0]["token_ids"])
+    for rows, path in zip(tasks, args.output, strict=True):
+        states = states_of(engine, rows, description)
+        metadata = {
+            "model": description["model"],
+            "task": rows[0]["task"],
+            "dtype": description["dtype"],
+            "token_ids_sha256": token_hash(rows),
+            "step_version": STEP_VERSIONS["states"],
+        }
+        if engine.leader:
+            write_tensors(states, path, metadata)
 
-    Rows are `kept_rows(prompts, PROMPT_SETS)`. Parallel blocks have no resid_mid; they have
-    `resid_pre.00` instead, from which each layer's attention update follows.
+
+def states_of(engine, rows: list[dict], description: dict) -> dict:
+    """`resid_mid.LL`, `ffn_out.LL`, `resid_post.LL` of prompts, each [prompts, d_model].
+
+    Parallel blocks have no resid_mid; they have `resid_pre.00` instead, from which each layer's
+    attention update follows.
     """
-    from vecsweep.models import forward
+    from vecsweep.models.forward import last_token_states
 
-    rows = kept_rows(args.prompts, PROMPT_SETS)
-    engine, _, description = load_engine(args, rows[0]["token_ids"])
-    groups = prompt_groups(rows)
     progress = progress_line(len(rows), engine.leader)
-    states = forward.last_token_states(engine, groups, progress)
-    if not engine.leader:
-        return
+    states = last_token_states(engine, prompt_groups(rows), progress)
     for name, tensor in states.items():
         if not tensor.isfinite().all():  # nan would pass for the top token everywhere
             raise Problem(
                 f"{description['model']}: {name} holds numbers that are infinite or none in "
                 f"{description['dtype']}; give the model a wider dtype"
             )
-    sequential = not engine.parallel
-    states = {
-        name: tensor
-        for name, tensor in states.items()
-        if not name.startswith("resid_pre") or (name == "resid_pre.00" and not sequential)
-    }
-    metadata = {
-        "model": description["model"],
-        "task": rows[0]["task"],
-        "dtype": description["dtype"],
-        "token_ids_sha256": token_hash(rows),
-        "step_version": STEP_VERSIONS["states"],
-    }
-    write_tensors(states, args.output, metadata)
+    before = "resid_pre.00" if engine.parallel else None
+    return {k: v for k, v in states.items() if not k.startswith("resid_pre") or k == before}
 
 
 def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:
