@@ -11,7 +11,7 @@ from conftest import command, describe, main, run_stage
 from test_models import final_norm
 
 from vecsweep import STEP_VERSIONS, Problem
-from vecsweep.files import Tensors, write_tensors
+from vecsweep.files import Tensors, provenance, write_tensors
 from vecsweep.models import forward, load
 from vecsweep.prompts import kept_rows
 from vecsweep.states import PROMPT_SETS, prompt_groups, token_hash
@@ -173,10 +173,11 @@ def test_file(stage, kind):
     digest = file.metadata.pop("token_ids_sha256")
     assert digest == token_hash(rows) and len(digest) == 64
     file.metadata.pop("checksums")
-    assert file.metadata == {
+    assert file.metadata == provenance() | {
         "model": kind,
         "task": "towns",
         "dtype": "float32",
+        "shards": "1",
         "step_version": str(STEP_VERSIONS["states"]),
     }
     # Row by row, the plain forward of the prompt that stands in that row of the table.

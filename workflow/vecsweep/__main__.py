@@ -23,6 +23,9 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     try:
         if getattr(args, "shards", 1) > 1 and "RANK" not in os.environ:
+            from vecsweep.models import load
+
+            load.check(args.model, args.shards, args.engine)
             return launch.ranks(args.shards, argv)
         module.run(args)
     except Problem as problem:

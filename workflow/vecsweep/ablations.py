@@ -41,8 +41,8 @@ def run(args):
     for outcome in outcomes:
         outcome["model"] = description["model"]
     table = pa.Table.from_pylist(outcomes, schema=schema(pa))
-    notes = {"step_version": str(STEP_VERSIONS["ablations"])}
-    write_table(table.replace_schema_metadata(notes), args.output)
+    notes = {"step_version": STEP_VERSIONS["ablations"], "shards": args.shards}
+    write_table(table, args.output, notes)
 
 
 def schema(pa):

@@ -2,8 +2,13 @@
 
 import json
 import os
+import platform
+import subprocess
+import sys
 import zlib
 from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from vecsweep import Problem
@@ -49,12 +54,43 @@ def _header_checksum(notes: dict, shapes: dict) -> str:
     return format(zlib.crc32(json.dumps([notes, shapes], sort_keys=True).encode()), "08x")
 
 
-def write_tensors(tensors: dict, path, metadata: dict | None = None) -> None:
+PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "pyarrow", "duckdb")
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """What made a result: version and git commit of this code, packages, kind of host."""
+    from vecsweep import __version__
+
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    host = platform.machine()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        host = sys.modules["torch"].cuda.get_device_name()
+    return {
+        "vecsweep": __version__,
+        "git_commit": commit,
+        "python": platform.python_version(),
+        "packages": json.dumps(installed),
+        "host": host,
+    }
+
+
+def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
     """Write named tensors as safetensors, with a checksum for each in the metadata."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = {name: str(value) for name, value in (metadata or {}).items()}
+    notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = _header_checksum(notes, {name: list(t.shape) for name, t in tensors.items()})
     notes["checksums"] = json.dumps(checksums | {"": header})
@@ -105,10 +141,12 @@ class Tensors:
         return Problem(f"{self.path} is damaged ({why}); delete it and run again")
 
 
-def write_table(table, path) -> None:
-    """Write a pyarrow table as Parquet with page checksums."""
+def write_table(table, path, notes: dict | None = None) -> None:
+    """Write a pyarrow table as Parquet, with page checksums and where it comes from."""
     import pyarrow.parquet as pq
 
+    notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
+    table = table.replace_schema_metadata(notes)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 

@@ -46,7 +46,7 @@ def run(args):
         label(outcomes, description["model"], rows[0]["task"], "dev")
         if not engine.leader:
             return
-    write_outcomes(outcomes, args.output, STEP_VERSIONS["interventions"])
+    write_outcomes(outcomes, args, STEP_VERSIONS["interventions"])
 
 
 def read_vectors(path):
@@ -226,14 +226,14 @@ def label(outcomes: list[dict], model: str, task: str, split: str, domain: str =
         outcome |= {"split": split, "domain": domain}
 
 
-def write_outcomes(outcomes: list[dict], path, step_version: int) -> None:
+def write_outcomes(outcomes: list[dict], args, step_version: int) -> None:
     """Write table `interventions`, wide: both targets in a row; empty where nothing was found."""
     import pyarrow as pa
 
     names = schema(pa).names
     rows = [{name: outcome[name] for name in names} for outcome in outcomes]
     table = pa.Table.from_pylist(rows, schema=schema(pa))
-    write_table(table.replace_schema_metadata({"step_version": str(step_version)}), path)
+    write_table(table, args.output, {"step_version": step_version, "shards": args.shards})
 
 
 def schema(pa):

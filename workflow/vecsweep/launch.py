@@ -22,6 +22,8 @@ def ranks(shards: int, argv: list[str]) -> int:
     if shards % nodes:
         raise Problem(f"{shards} shards do not spread evenly over {nodes} nodes")
     with tempfile.TemporaryDirectory() as folder:
+        # DeepSpeed makes torch's compiler create this folder, which nothing removes.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{folder}/inductor")
         return _on_this_node(shards, nodes, argv, folder)
 
 

@@ -45,8 +45,10 @@ def run(args):
             labels = {"layer": layer, "site": site}
             tables.append(_labelled(pa, table, description["model"], rows, labels))
     table = pa.concat_tables(tables)
-    table = table.replace_schema_metadata({"step_version": str(STEP_VERSIONS["lens"])})
-    write_table(table, args.output)
+    # The tables' provenance reaches back to the run of the model.
+    kept = ("dtype", "shards", "host", "token_ids_sha256")
+    notes = {f"states_{key}": states.metadata[key] for key in kept}
+    write_table(table, args.output, notes | {"step_version": STEP_VERSIONS["lens"]})
 
 
 def target_tokens(rows: list[dict]) -> list:

@@ -51,14 +51,14 @@ def run(args):
         donors.append({"prompt_id": MEAN, "layer": middle, "argument": None, "answer": None})
         vectors = torch.cat([vectors, vectors.mean(0, keepdim=True)])
     directions = torch.linalg.svd(everything, full_matrices=False).Vh
-    metadata = {
+    notes = {
         "donors": json.dumps([(d["prompt_id"], d["layer"]) for d in donors]),
         "eligible": len(eligible),
         "step_version": STEP_VERSIONS["ovectors"],
     }
     table = describe(donors, vectors, args.readout, states.metadata)
-    write_tensors({"vectors": vectors, "directions": directions}, args.vectors, metadata)
-    write_table(table, args.table)
+    write_tensors({"vectors": vectors, "directions": directions}, args.vectors, notes)
+    write_table(table, args.table, {"step_version": STEP_VERSIONS["ovectors"]})
     print(f"{states.metadata['task']}: {len(eligible)} prompts can give an o-vector")
 
 
@@ -130,8 +130,7 @@ def describe(donors, vectors, readout_path, metadata):
                     "demoted": demoted[i].tolist(),
                 }
             )
-    table = pa.Table.from_pylist(rows, schema=schema(pa))
-    return table.replace_schema_metadata({"step_version": str(STEP_VERSIONS["ovectors"])})
+    return pa.Table.from_pylist(rows, schema=schema(pa))
 
 
 def schema(pa):

@@ -34,8 +34,7 @@ def run(args):
     for row in rows:
         row |= {"model": description["model"], "title": task.title, "kind": task.kind}
     table = pa.Table.from_pylist(rows, schema=_schema(pa))
-    notes = {"step_version": str(STEP_VERSIONS["prompts"])}
-    write_table(table.replace_schema_metadata(notes), args.output)
+    write_table(table, args.output, {"step_version": STEP_VERSIONS["prompts"]})
     kept = sum(row["dropped"] is None for row in rows)
     print(f"{description['model']}, {task.name}: {kept} prompts of {len(rows)} kept")
 

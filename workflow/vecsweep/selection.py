@@ -62,7 +62,7 @@ def run(args):
                 outcomes += found
         if not engine.leader:
             return
-    write_outcomes(outcomes, args.output, STEP_VERSIONS["selection"])
+    write_outcomes(outcomes, args, STEP_VERSIONS["selection"])
 
 
 def choose(search: list[dict]) -> dict:

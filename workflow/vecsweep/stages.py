@@ -21,9 +21,7 @@ def run(args):
     columns = ["model", "task", "prompt_set", "prompt_id", "layer", "site"]
     columns += ["argument_rank", "answer_rank"]
     lens = pa.concat_tables([read_table(path, columns=columns) for path in args.lens])
-    table = stages_of(lens)
-    table = table.replace_schema_metadata({"step_version": str(STEP_VERSIONS["stages"])})
-    write_table(table, args.output)
+    write_table(stages_of(lens), args.output, {"step_version": STEP_VERSIONS["stages"]})
 
 
 def stages_of(lens):

@@ -54,6 +54,7 @@ def run(args):
             "model": description["model"],
             "task": rows[0]["task"],
             "dtype": description["dtype"],
+            "shards": args.shards,
             "token_ids_sha256": token_hash(rows),
             "step_version": STEP_VERSIONS["states"],
         }

@@ -32,6 +32,7 @@ def run(args):
             files = grid_files(args.results, args.grid, args.tasks)
             try:
                 build(connection, files, args.tasks["injected"])
+                add_runs(connection, args.results, files)
             except (duckdb.IOException, duckdb.InvalidInputException) as error:
                 reason = str(error).splitlines()[0]
                 raise Problem(f"a result is missing or damaged: {reason}; run again") from error
@@ -90,6 +91,13 @@ def empty_table(stage: str, folder: str) -> str:
     path = f"{folder}/{stage}.parquet"
     write_table(schema[stage].schema(pa).empty_table(), path)
     return path
+
+
+def add_runs(connection, results: Path, files: dict[str, list[str]]) -> None:
+    """Table `runs`: what made each result: code, packages, host, dtype, shards, model, prompts."""
+    paths = sorted({path for stage in files.values() for path in stage if path.endswith(".parquet")})
+    query = (SQL / "runs.sql").read_text()
+    connection.execute(query, {"paths": paths, "start": len(f"{results}/") + 1})
 
 
 def add_statistics(connection, resamples: int, seed: int = 0) -> None:
