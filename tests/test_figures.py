@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vecsweep import figures, summary
+from vecsweep import ablations, figures, interventions, ovectors, summary
+from vecsweep.figures import drawing, stages
 from vecsweep.stages import stages_of
 
 NAMES = ["first-tiny-model", "second", "a-third-model-with-a-long-name-7b-instruct", "fourth"]
@@ -18,10 +19,13 @@ NAMES += ["fifth", "sixth-model", "seventh", "eighth"]
 TASKS = ["capitals", "us_capitals", "past_tense", "colored_objects", "a_fifth_task", "sixth"]
 TASKS += [f"task_{k}" for k in range(6, 15)]
 TOKENS = [" Poland", " Warsaw", "\n", "$x_1$", "】", "verylongtokenindeedyes"]
-PROMPTS, LAYERS = 6, 12
+KINDS = ["one-to-one", "many-to-one", "one-to-many"]
+PROMPTS, NOVEL, LAYERS = 6, 24, 12
+CHOSEN, SOURCES = 8, {2: 7, 4: 8, -1: 7}  # start layer; layers of the donors and their mean
+LENGTHS = {"argument": 3, "answer": 2, "letters": 8}  # of the words, in turn
 
 
-def make_database(folder, models=1, tasks=1, answered=True, parallel=False):
+def make_database(folder, models=1, tasks=1, answered=True, parallel=False, injected=True):
     """A summary.duckdb built by the real code from a made-up sweep; its path."""
     rng = np.random.default_rng(0)
     cells = [(m, t) for m in NAMES[:models] for t in TASKS[:tasks]]
@@ -40,14 +44,21 @@ def make_database(folder, models=1, tasks=1, answered=True, parallel=False):
         write(files, folder, "lens", wide)
         write(files, folder, "stages", stages_of(wide))
         write(files, folder, "prompts", pa.Table.from_pylist([*prompt_rows(model, task)]))
-    database = folder / "summary.duckdb"
     files |= {stage: [] for stage in ("ovectors", "interventions", "ablations")}
+    for k, (model, task) in enumerate(cells if injected else []):
+        rows = [*ablation_rows(rng, model, task)]
+        write(files, folder, "ablations", pa.Table.from_pylist(rows, ablations.schema(pa)))
+        if answered:
+            rows = [*ovector_rows(model, task)]
+            write(files, folder, "ovectors", pa.Table.from_pylist(rows, ovectors.schema(pa)))
+            rows = [*intervention_rows(rng, model, task, TASKS[:tasks])]
+            table = pa.Table.from_pylist(rows, interventions.schema(pa))
+            write(files, folder, "interventions", table)
+    database = folder / "summary.duckdb"
     with duckdb.connect(str(database)) as connection:
-        summary.build(connection, files, injected=[])
+        summary.build(connection, files, injected=TASKS[:tasks] if injected else [])
         summary.add_statistics(connection, resamples=100)
-        # The one view that figures read.
-        query = (summary.SQL / "tables" / "patterns.sql").read_text()
-        connection.execute(f"CREATE VIEW patterns AS {query}")
+        summary.write_tables(connection, folder / "tables")
     return database
 
 
@@ -95,26 +106,131 @@ def in_words(task):
 
 
 def prompt_rows(model, task):
-    for prompt_set in ("abstractive", "extractive"):
-        for prompt in range(PROMPTS):
+    """Rows of stage prompts; of the novel ones of past_tense the last are out of its domain."""
+    for prompt_set in ("abstractive", "extractive", "novel"):
+        for prompt in range(NOVEL if prompt_set == "novel" else PROMPTS):
+            outside = task == "past_tense" and prompt >= NOVEL - 4
             yield {"model": model, "task": task, "prompt_set": prompt_set} | {
                 "prompt_id": prompt,
                 "title": in_words(task),
-                "kind": "one-to-one",
-                "group": "",
+                "kind": KINDS[TASKS.index(task) % len(KINDS)],
+                "group": "irregular" if outside else "",
+                "out_of_domain": outside,
                 "argument": "Poland",
                 "answer": "Warsaw",
                 "demonstrations": "France",
                 "text": "Q: What is the capital of $Poland$?\nA:",
                 "argument_token": 0,
-                "answer_tokens": [1],
-                "argument_length": 1,
-                "answer_length": 1,
-                "first_token_letters": 6,
-                "split": "test",
+                # Two answers, so that a wrong one of the same type exists.
+                "answer_tokens": [5] if prompt_set == "novel" and prompt % 2 else [1],
+                "argument_length": 1 + prompt % LENGTHS["argument"],
+                "answer_length": 1 + prompt % LENGTHS["answer"],
+                "first_token_letters": 1 + prompt % LENGTHS["letters"],
+                "split": "dev" if prompt < NOVEL / 2 else "test",
                 "stratum": "",
                 "dropped": None,
             }
+
+
+def ovector_rows(model, task):
+    """Two donors and their mean."""
+    for donor, layer in SOURCES.items():
+        words = {"argument": "Poland", "answer": "Warsaw"} if donor >= 0 else {}
+        yield {"model": model, "task": task, "donor": donor, "layer": layer, "norm": 1.0} | {
+            "argument": words.get("argument"),
+            "answer": words.get("answer"),
+            "cosine_to_mean": 0.9,
+            "promoted": [1, 5],
+            "demoted": [2, 3],
+        }
+
+
+def intervention_rows(rng, model, task, tasks):
+    """Wide rows of stages interventions (dev) and selection (test, all controls).
+
+    The o-vector works from layer CHOSEN on, the better the later; the controls do not.
+    """
+
+    def row(prompt, split, control, start, donor, task_of_prompt=task, domain="in", mode="replace"):
+        works = control in ("o-vector", "donor") or "_10" in control or "_all" in control
+        if works and start >= CHOSEN:
+            rank = int(rng.choice([0, 0, 1, 4, 9]))
+        else:
+            rank = int(rng.integers(3, 400))
+        answer = 5 if prompt % 2 else 1
+        other = int(rng.choice([0, 6 - answer, 2]))
+        end = start if control == "difference_once" else LAYERS - 1
+        return {"model": model, "task": task_of_prompt, "ovector_task": task, "donor": donor} | {
+            "source_layer": SOURCES.get(donor, 8) if control == "o-vector" or works else 8,
+            "start_layer": start,
+            "end_layer": end,
+            "mode": mode,
+            "position": "all",
+            "scale": 1.0,
+            "control": control,
+            "domain": domain,
+            "split": split,
+            "prompt_id": prompt,
+            "argument_rank_before": 0,
+            "argument_rank_after": 0 if rank and other == 0 else 7,
+            "answer_rank_before": 20 + prompt,
+            "answer_rank_after": rank,
+            "top_before": 0,
+            "top_after": other if rank else answer,
+        }
+
+    for prompt in range(6, 12):
+        for start in range(LAYERS):
+            for donor in SOURCES:
+                yield row(prompt, "dev", "o-vector", start, donor)
+    inside = range(12, 20 if task == "past_tense" else NOVEL)
+    domains = {(task, "in"): inside}
+    if task == "past_tense":
+        domains[task, "out"] = range(20, NOVEL)
+    if task == "capitals" and "us_capitals" in tasks:
+        domains["us_capitals", "out"] = range(6)
+    parts = [f"{basis}_{k}" for basis in ("neurons", "directions") for k in (1, 10, 100, "all")]
+    for (task_of_prompt, domain), prompts in domains.items():
+        where = {"task_of_prompt": task_of_prompt, "domain": domain}
+        for prompt in prompts:
+            yield row(prompt, "test", "o-vector", CHOSEN, 4, **where)
+            for donor in (2, -1):
+                yield row(prompt, "test", "donor", CHOSEN, donor, **where)
+            for control in ("rival", "zero", "difference", *parts):
+                donor = 4 if control in parts else 0
+                yield row(prompt, "test", control, CHOSEN, donor, **where)
+            yield row(prompt, "test", "difference_once", CHOSEN, 0, mode="add", **where)
+            for control in ("random", "unrelated"):
+                for repeat in range(3):
+                    yield row(prompt, "test", control, CHOSEN, repeat, **where)
+    if task == tasks[0]:
+        for prompt in list(inside)[:6]:
+            for start in set(range(LAYERS)) - {CHOSEN}:
+                for control in ("o-vector", "rival", "zero", "difference", "random", "unrelated"):
+                    for repeat in range(3 if control in ("random", "unrelated") else 1):
+                        donor = 4 if control == "o-vector" else repeat
+                        yield row(prompt, "test", control, start, donor)
+
+
+def ablation_rows(rng, model, task):
+    """Rows of stage ablations: the twins for the first task only."""
+    kinds = [ablations.PAPER, *(ablations.TWINS if task == TASKS[0] else ())]
+    for sublayer, value, order in kinds:
+        for prompt_set, fall in (("abstractive", 0.5), ("extractive", 0.2)):
+            for step in range(7):
+                for prompt in range(10):
+                    right = bool(rng.random() > fall * step)
+                    yield {"model": model, "task": task, "prompt_set": prompt_set} | {
+                        "sublayer": sublayer,
+                        "value": value,
+                        "order": order,
+                        "step": step,
+                        "removed_layers": 2 * step,
+                        "fraction": step / 6,
+                        "prompt_id": prompt,
+                        "rank": 0 if right else 3,
+                        "correct": right,
+                    }
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +244,7 @@ def drawn(tmp_path_factory):
             databases[key] = make_database(tmp_path_factory.mktemp("sweep"), *sizes, **options)
         if (name, key) not in made:
             with duckdb.connect(str(databases[key]), read_only=True) as connection:
-                with matplotlib.rc_context(figures.style()):
+                with matplotlib.rc_context(drawing.style()):
                     figure = made[name, key] = figures.FIGURES[name].draw(connection)
                     FigureCanvasAgg(figure)
                     figure.draw_without_rendering()
@@ -141,8 +257,18 @@ def texts(figure):
     """Everything that is written in a figure, as (text, its box in pixels)."""
     renderer = figure.canvas.get_renderer()
     found = figure.findobj(matplotlib.text.Text)
-    shown = [text for text in found if text.get_text().strip() and text.get_visible()]
+    unseen = {label for axes in figure.axes for label in outside_view(axes)}
+    shown = [t for t in found if t.get_text().strip() and t.get_visible() and t not in unseen]
     return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
+
+
+def outside_view(axes):
+    """Labels of ticks beyond the limits of their axis, which matplotlib keeps and does not draw."""
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        for tick in axis.get_major_ticks():
+            if not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                yield from (tick.label1, tick.label2)
 
 
 def panels(figure):
@@ -169,30 +295,37 @@ def test_two_runs_give_the_same_bytes(name, tmp_path):
         assert one == two
     svg = (tmp_path / "one" / "figure.svg").read_text()
     assert "<text" in svg and "<dc:date>" not in svg
-    assert "Capitals" in svg and "first-tiny" in svg
+    assert "first-tiny" in svg and ("Capitals" in svg or name == "tokenization")
 
 
 @every_figure
 @pytest.mark.parametrize("models, tasks", SIZES)
 def test_number_of_panels(name, models, tasks, drawn):
     expected = {
-        "reciprocal_rank": models * tasks,
-        "extractive": models * tasks,
         "patterns": 2 * models,
         "crossover": 1,
         "example": models,
+        "interventions": models,
+        "intervention_example": models,
+        "controls_by_layer": models,
+        "tokenization": 3 * models,
+        "relations": 2 * models,
+        "ablation_twins": 5 * models,
     }
-    assert len(panels(drawn(name, models, tasks))) == expected[name]
+    assert len(panels(drawn(name, models, tasks))) == expected.get(name, models * tasks)
 
 
-def test_the_example_is_of_four_models_at_most(drawn):
-    assert len(panels(drawn("example", 8, 1))) == 4
+@pytest.mark.parametrize("name", ["example", "intervention_example"])
+def test_an_example_is_of_four_models_at_most(name, drawn):
+    assert len(panels(drawn(name, 8, 1))) == 4
 
 
 @every_figure
 @pytest.mark.parametrize("models, tasks", SIZES)
 def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
-    written = " | ".join(text for text, _ in texts(drawn(name, models, tasks)))
+    found = [text for text, _ in texts(drawn(name, models, tasks))]
+    written = " | ".join(found) + " | "
+    written += " | ".join(text.replace("\n", " ") for text in found)  # wrapped titles
     needed = {
         "reciprocal_rank": ["Depth, (layer + 1) / layers", "Mean reciprocal rank", "95 % band"],
         "extractive": [
@@ -204,12 +337,29 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
         "patterns": ["Share of all prompts", "argument, then function", "FFN", "n = 6", "n = 5"],
         "crossover": ["Parameters", "Depth", "the paper's 2/3", "Capitals"],
         "example": ["Layer", "Probability", "argument formation", "␣Poland", "⏎", "⟨3011⟩"],
+        "interventions": ["Mean reciprocal rank", "(10th)", "no effect", "top-1", "after", "12"],
+        "intervention_example": ["Start layer", "Rank of the token", "␣Poland", "chosen"],
+        "start_layers": ["Start layer", "Source layer", "chosen setting", "n = 6", "dev"],
+        "controls": ["Mean reciprocal rank", "random, same norm", "half of", "rivals", "n = 12"],
+        "controls_by_layer": ["Start layer", "Mean reciprocal rank", "chosen", "zero", "n = 6"],
+        "parts": ["Share of the lift", "neurons", "directions", "100%", "n = 12"],
+        "tokenization": [
+            "Mean reciprocal rank",
+            "Tokens of the answer",
+            "Letters",
+            "6+",
+            "above: n",
+        ],
+        "relations": ["Mean reciprocal rank", "Top-1", "one-to-one", "n < 20", "before"],
+        "ablations": ["Share of the FFNs removed", "Accuracy", "extractive", "n = 10 each"],
+        "ablation_twins": ["Accuracy", "attention", "random order", "their mean", "n = 10 each"],
     }
     for label in needed[name]:
         assert label in written
     if name == "reciprocal_rank":
         assert "n = 5 of 6" in written
-    if tasks > 1 and name != "example":
+    one_task = ("example", "intervention_example", "tokenization", "controls_by_layer")
+    if tasks > 1 and name not in (*one_task, "ablation_twins"):
         assert "US capitals" in written
 
 
@@ -239,7 +389,13 @@ def test_without_a_correct_prompt(name, drawn):
         "patterns": "none answered correctly",
         "crossover": "nowhere did the answer overtake",
         "example": "␣Poland",
+        "relations": "0 of 1",
+        "controls_by_layer": "no task has controls at all start layers",
+        "ablations": "n = 10 each",
+        "ablation_twins": "n = 10 each",
     }
+    for name_of in ("interventions", "intervention_example", "start_layers", "controls", "parts"):
+        said[name_of] = said["tokenization"] = "no prompt gave an o-vector"
     assert said.get(name, "no prompt answered correctly (n = 0 of 6)") in written
 
 
@@ -250,17 +406,33 @@ def test_parallel_blocks(name, drawn):
         assert "attention\nalone" in written and "FFN\nalone" in written
 
 
+@pytest.mark.parametrize("name, said", [
+    ("interventions", "no task's o-vectors were injected"),
+    ("intervention_example", "no task's o-vectors were injected"),
+    ("start_layers", "no task's o-vectors were injected"),
+    ("controls", "no task's o-vectors were injected"),
+    ("controls_by_layer", "no task has controls at all start layers"),
+    ("parts", "no task's o-vectors were injected"),
+    ("tokenization", "no task's o-vectors were injected"),
+    ("relations", "no task's o-vectors were injected"),
+    ("ablations", "no task was ablated"),
+    ("ablation_twins", "no task was ablated"),
+])  # fmt: skip
+def test_a_sweep_without_interventions_says_so(name, said, drawn):
+    assert said in [text for text, _ in texts(drawn(name, 2, 2, injected=False))]
+
+
 def test_argument_and_answer_keep_their_colours(drawn):
     for name in ("reciprocal_rank", "extractive"):
         for panel in panels(drawn(name, 3, 7)):
             colours = [line.get_color() for line in panel.lines]
-            assert colours[:2] == [figures.ARGUMENT, figures.ANSWER]
+            assert colours[:2] == [drawing.ARGUMENT, drawing.ANSWER]
 
 
 def test_no_crossover_without_an_argument_before_it(tmp_path):
     database = make_database(tmp_path, 1, 2)
     with duckdb.connect(str(database)) as connection:
-        found = figures.crossings_of(connection)
+        found = stages.crossings_of(connection)
         assert {task for _, task in found} == {"capitals", "us_capitals"}
         row = found[NAMES[0], "capitals"]
         assert 0.6 < row["depth"] < 0.8 and row["low"] <= row["depth"] <= row["high"]
@@ -269,16 +441,40 @@ def test_no_crossover_without_an_argument_before_it(tmp_path):
             "UPDATE curves SET reciprocal_rank = 0.1"
             " WHERE task = 'capitals' AND target = 'argument' AND layer < 8"
         )
-        assert {task for _, task in figures.crossings_of(connection)} == {"us_capitals"}
+        assert {task for _, task in stages.crossings_of(connection)} == {"us_capitals"}
 
 
 def test_tasks_without_twins_are_named(tmp_path):
     database = make_database(tmp_path, 1, 1)
     with duckdb.connect(str(database)) as connection:
         connection.execute("DELETE FROM stages WHERE prompt_set = 'extractive'")
-        figure = figures.extractive(connection)
+        figure = stages.extractive(connection)
     found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert "no task has extractive prompts" in found
+
+
+def test_out_of_domain_sets_are_named(drawn):
+    written = [text for text, _ in texts(drawn("interventions", 3, 7))]
+    assert written.count("out: US capitals") == written.count("out: irregular") == 2
+
+
+def test_the_chosen_setting_is_framed(drawn):
+    panel = panels(drawn("start_layers", 1, 1))[0]
+    (frame,) = panel.patches
+    # Sources are layers 7 and 8, start layers 0 to 11.
+    assert (frame.get_x(), frame.get_y()) == (CHOSEN, 1)
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["7", "8"]
+
+
+def test_parts_are_shares_of_the_lift():
+    from vecsweep.figures.ovectors import share_band
+
+    rows = [
+        {"before": 0.1, "after": 0.3, "whole": 0.5},
+        {"before": 0.1, "after": 0.2, "whole": 0.3},
+    ]
+    share, low, high = share_band(rows)
+    assert share == pytest.approx(0.5) and low <= share <= high
 
 
 def test_unknown_figure_and_missing_database_are_one_line(refused, tmp_path):

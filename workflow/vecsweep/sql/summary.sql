@@ -5,7 +5,8 @@ SELECT model, family, layers, d_model, vocabulary, parameters, parallel_blocks, 
 FROM read_json($models);
 
 CREATE TABLE prompts AS
-SELECT p.model, p.task, p.prompt_set, prompt_id, "group", argument, answer, demonstrations, text,
+SELECT p.model, p.task, p.prompt_set, prompt_id, "group", out_of_domain, argument, answer,
+       demonstrations, text,
        argument_token, answer_tokens, argument_length, answer_length, first_token_letters,
        split, pattern != 'incorrect' AS correct, stratum, dropped
 FROM read_parquet($prompts) AS p
@@ -58,7 +59,8 @@ SELECT * FROM read_parquet($ablations);
 
 -- A prompt under an intervention, judged. No effect: the top token is the one of the clean run.
 -- Error classes of prompts whose answer is not on top: the argument is on top (stays); the first
--- token of another answer of the task is (other_answer); anything else is (other).
+-- token of another answer is, of the prompt's task or of the o-vector's (other_answer); anything
+-- else is (other). Control `mean`: the mean of the donors, where it was not the chosen vector.
 CREATE VIEW outcomes AS
 WITH answers AS (
     SELECT model, task, list_distinct(flatten(list(answer_tokens))) AS tokens
@@ -66,7 +68,8 @@ WITH answers AS (
     WHERE prompt_set = 'novel' AND answer_tokens IS NOT NULL
     GROUP BY ALL
 )
-SELECT i.* EXCLUDE (target, rank_before, rank_after),
+SELECT i.* EXCLUDE (target, rank_before, rank_after)
+           REPLACE (if(control = 'donor' AND donor = -1, 'mean', control) AS control),
        1 / (1 + rank_before) AS reciprocal_rank_before,
        1 / (1 + rank_after) AS reciprocal_rank_after,
        (rank_before = 0)::INT AS top_1_before,
@@ -76,13 +79,15 @@ SELECT i.* EXCLUDE (target, rank_before, rank_after),
        (top_after = top_before)::INT AS no_effect,
        (rank_after > 0 AND top_after = argument_token)::INT AS argument_stays,
        (rank_after > 0 AND top_after != argument_token
-        AND list_contains(tokens, top_after))::INT AS other_answer,
+        AND list_contains(tokens || own_tokens, top_after))::INT AS other_answer,
        (rank_after > 0 AND top_after != argument_token
-        AND NOT list_contains(tokens, top_after))::INT AS other
+        AND NOT list_contains(tokens || own_tokens, top_after))::INT AS other
 FROM interventions AS i
 JOIN (SELECT model, task, prompt_id, argument_token FROM prompts WHERE prompt_set = 'novel')
     USING (model, task, prompt_id)
 JOIN answers USING (model, task)
+JOIN (SELECT model, task AS ovector_task, tokens AS own_tokens FROM answers)
+    USING (model, ovector_task)
 WHERE target = 'answer';
 
 -- The setting that was best on dev for every model and task: one row each.
@@ -97,6 +102,6 @@ WHERE control = 'o-vector' AND split = 'test'
 
 -- 95 % Wilson score interval of a share p of n.
 CREATE MACRO wilson_low(p, n) AS
-    (p + 1.9207 / n - 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n))) / (1 + 3.8416 / n);
+    (p + 1.9208 / n - 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n))) / (1 + 3.8416 / n);
 CREATE MACRO wilson_high(p, n) AS
-    (p + 1.9207 / n + 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n))) / (1 + 3.8416 / n);
+    (p + 1.9208 / n + 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n))) / (1 + 3.8416 / n);

@@ -11,8 +11,10 @@ SELECT grid.model, grid.task, kind, c.donor, c.source_layer, c.start_layer, c.en
 FROM (SELECT model, task, kind FROM models CROSS JOIN tasks WHERE injected) AS grid
 LEFT JOIN chosen AS c USING (model, task)
 LEFT JOIN (
-    SELECT model, task, count(*) AS eligible FROM stages
-    WHERE prompt_set = 'abstractive' AND function_site IN ('ffn', 'both') GROUP BY ALL
+    SELECT model, task, count(*) AS eligible
+    FROM stages JOIN prompts USING (model, task, prompt_set, prompt_id)
+    WHERE prompt_set = 'abstractive' AND function_site IN ('ffn', 'both') AND NOT out_of_domain
+    GROUP BY ALL
 ) USING (model, task)
 LEFT JOIN effects AS e
     ON (e.model, e.ovector_task, e.control, e.start_layer) = (grid.model, grid.task, 'o-vector', c.start_layer)

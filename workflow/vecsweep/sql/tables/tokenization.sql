@@ -1,6 +1,6 @@
 -- The chosen o-vector by the number of tokens of argument and answer, and by the letters of the
 -- answer's first token (paper, Appendix E); 6 stands for six letters or more.
-SELECT o.model, o.ovector_task, argument_length, answer_length,
+SELECT o.model, o.ovector_task AS task, domain, argument_length, answer_length,
        least(first_token_letters, 6) AS first_token_letters,
        count(*) AS prompts,
        avg(reciprocal_rank_before) AS reciprocal_rank_before,
