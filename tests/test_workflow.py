@@ -208,6 +208,25 @@ def test_a_task_more_runs_its_own_jobs(project):
     assert {stage_of(o) for o in outputs} == {"prompts", "states", "lens", "stages", "end"}
 
 
+def test_tasks_taken_together_stay_together(project):
+    """tasks_per_job: one load for a group of tasks, and a task added later reruns no group."""
+    config = edited(
+        ("models", {"both": CONFIG["models"]["seq"] | {"tasks_per_job": 2}}),
+        ("interventions", "tasks", []),
+        ("ablations", "tasks", []),
+    )
+    states = [f"results/states/both/{task}.safetensors" for task in TASKS]
+    done = snakemake(project, config, "--", *states)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("both: hidden states of towns, verbs") == 1
+    config["tasks"]["more"] = {"file": "tasks/verbs.yaml"}
+    states.append("results/states/both/more.safetensors")
+    done = snakemake(project, config, "--dry-run", "--", *states)
+    assert done.returncode == 0, done.stdout
+    assert "both: hidden states of more" in done.stdout
+    assert "hidden states of towns" not in done.stdout
+
+
 def test_a_tasks_setting_reruns_that_task(project):
     outputs, every = pending(project, edited(("tasks", "towns", "max_prompts", 3)))
     assert outputs == {output for output in every if "/towns" in output or is_end(output)}
