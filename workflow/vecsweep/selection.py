@@ -147,14 +147,16 @@ def chosen_plans(engine, own, vectors, donors, chosen: dict, args) -> list[Plan]
 def unrelated(engine, own: list[dict], layer: int, seed: int):
     """FFN outputs [REPEATS, d_model] of one layer on a few random words.
 
-    The first fifth of a novel prompt: its random words, before the argument.
+    The random words that a novel prompt starts with, before the argument, however long that is.
     """
     import torch
 
     from vecsweep.models.forward import last_token_states
 
     rows = random.Random(f"{seed} unrelated").sample(own, min(REPEATS, len(own)))
-    prompts = [row["token_ids"][: max(1, len(row["token_ids"]) // 5)] for row in rows]
+    # The words stand there three times, the argument twice between them.
+    counts = [(len(row["token_ids"]) - 2 * row["argument_length"]) // 3 for row in rows]
+    prompts = [row["token_ids"][: max(1, count)] for row, count in zip(rows, counts)]
     states = [last_token_states(engine, [[p]])[f"ffn_out.{layer:02d}"][0] for p in prompts]
     return torch.stack(states).float()
 

@@ -111,7 +111,9 @@ def _decode_rows(readout, states, targets, top_k):
     for start in range(0, len(readout.weight), CHUNK):
         logits = readout.logits(normed, start, start + CHUNK)
         peak = logits.amax(-1)
-        log_sum = torch.logaddexp(log_sum, (logits - peak[:, None]).exp_().sum(-1).log_() + peak)
+        # Below -80 exp makes denormal numbers, which are slow and do not count beside the peak's 1.
+        shifted = (logits - peak[:, None]).clamp_(min=-80)
+        log_sum = torch.logaddexp(log_sum, shifted.exp_().sum(-1).log_() + peak)
         # Most chunks hold no new top token for most rows.
         new = (peak > top[:, -1]).nonzero().squeeze(-1)
         if len(new):

@@ -457,8 +457,13 @@ def language_country(_):
 
 
 def words(npm: Path, tasks: dict[str, list]) -> list[str]:
-    """Common nouns and adjectives for random contexts that no task asks for or answers with."""
-    taken = {*tables.UNFIT_NOUNS, *tables.UNFIT_ADJECTIVES, *tables.UNFIT_WORDS}
+    """Common nouns and adjectives for random contexts that no task asks for or answers with.
+
+    Nor do they stand in a task's file: "capital" before a country would be a hint.
+    """
+    taken = {*tables.UNFIT_NOUNS, *tables.UNFIT_ADJECTIVES, *tables.UNFIT_WORDS, "chief"}
+    for path in HERE.glob("*.yaml"):
+        taken.update(re.findall(r"[a-z]+", path.read_text(encoding="utf-8").lower()))
     for rows in tasks.values():
         for argument, answers, *_ in rows:
             taken.update(re.findall(r"[a-z]+", plain(f"{argument} {answers}").lower()))
