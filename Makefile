@@ -3,6 +3,7 @@
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
+BENCH_MODEL ?= gemma3-270m
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: all sweep test bench clean
@@ -13,12 +14,17 @@ sweep: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 # The report is written anew only when what it shows is.
-results/report.html: results/summary.duckdb $(wildcard results/figures/*.svg) | $(VENV)/ready
+results/report.html: results/summary.duckdb $(wildcard results/figures/*.svg workflow/report/*.rst) | $(VENV)/ready
 	snakemake --report $@
 	@echo "Open $@"
 
 test: $(VENV)/ready-dev
 	$(VENV)/bin/pytest
+
+# Two engines in turn, in one run: ours and plain transformers, as ratios.
+bench: $(VENV)/ready
+	snakemake --cores $(CORES) --quiet all -- $(BENCH_MODEL:%=results/models/%/model.json)
+	python -m vecsweep.bench --model $(BENCH_MODEL)
 
 clean:
 	rm -rf results/*/ results/*.duckdb results/report.html logs .snakemake
