@@ -13,7 +13,7 @@ def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="vecsweep", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for name in STEP_VERSIONS:
+    for name in (*STEP_VERSIONS, "plan"):
         # Only the stage that runs is imported: the start of a job is not free.
         stage = stages.add_parser(name)
         if name in argv[:1]:

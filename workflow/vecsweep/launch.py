@@ -13,14 +13,15 @@ from vecsweep import Problem
 def ranks(shards: int, argv: list[str]) -> int:
     """Run `python -m vecsweep ARGV` in `shards` processes; Problem if one of them fails.
 
-    When one rank dies the others are stopped, and its own last line is the error. Under Slurm
-    with several nodes each gets an equal share, started by srun.
+    When one rank dies the others are stopped, and its own last line is the error. In a Slurm job
+    of several nodes each gets an equal share, started by srun.
     """
-    nodes = int(os.environ.get("VECSWEEP_NODES", 1))
-    if nodes > 1 and "VECSWEEP_NODE" not in os.environ:
-        return _over_nodes(nodes, argv)
+    started = "VECSWEEP_NODE" in os.environ  # by _over_nodes, on one of the nodes
+    nodes = int(os.environ["VECSWEEP_NODES"]) if started else len(_nodes_of_job())
     if shards % nodes:
         raise Problem(f"{shards} shards do not spread evenly over {nodes} nodes")
+    if nodes > 1 and not started:
+        return _over_nodes(argv)
     with tempfile.TemporaryDirectory() as folder:
         # DeepSpeed makes torch's compiler create this folder, which nothing removes.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{folder}/inductor")
@@ -36,6 +37,7 @@ def _on_this_node(shards, nodes, argv, folder):
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
+        run_id=os.environ.get("SLURM_JOB_ID", "vecsweep"),  # the same on every node
         nproc_per_node=shards // nodes,
         rdzv_endpoint=os.environ.get("VECSWEEP_HEAD", "127.0.0.1:0"),
         max_restarts=0,
@@ -59,19 +61,34 @@ def _reason(folder, failure):
     return f"failed: {lines[-1].partition(': ')[2] or lines[-1]}" if lines else f"ended with exit code {failure.exitcode}"
 
 
-def _over_nodes(nodes, argv):
-    """Run this command once a node by srun; the head node's address comes from the allocation."""
-    job = os.environ["SLURM_JOB_ID"]
+def _ask(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    def ask(*command):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    listed = ask("squeue", "-h", "-j", job, "-o", "%N")
-    first = ask("scontrol", "show", "hostnames", listed).splitlines()[0]
-    address = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", first)).group(1)
-    head = f"{address}:{20000 + int(job) % 20000}"
+def _nodes_of_job():
+    """Names of the nodes of the Slurm job that this runs in; one name elsewhere."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return ["this"]
+    listed = _ask("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%N")
+    return _ask("scontrol", "show", "hostnames", listed).splitlines()
+
+
+def _over_nodes(argv):
+    """Run this command once a node by srun.
+
+    Snakemake's jobs lose most SLURM_ variables: what srun needs comes from the job's record.
+    """
+    job, nodes = os.environ["SLURM_JOB_ID"], _nodes_of_job()
+    node = _ask("scontrol", "show", "node", nodes[0])
+    address = re.search(r"NodeAddr=(\S+)", node).group(1)
+    cpus = re.search(r"CPUs/Task=(\d+)", _ask("scontrol", "show", "job", job)).group(1)
+    variables = {
+        "VECSWEEP_NODES": str(len(nodes)),
+        "VECSWEEP_HEAD": f"{address}:{20000 + int(job) % 20000}",
+    }
     each = 'VECSWEEP_NODE=$SLURM_NODEID exec "$@"'
-    command = ["srun", "--kill-on-bad-exit=1", "-N", str(nodes), "-n", str(nodes)]
-    command += ["--ntasks-per-node=1", "-c", os.environ.get("SLURM_CPUS_PER_TASK", "1")]
+    # Without --kill-on-bad-exit a dead node leaves the others waiting.
+    command = ["srun", "--kill-on-bad-exit=1", "-N", str(len(nodes)), "-n", str(len(nodes))]
+    command += ["--ntasks-per-node=1", "-c", cpus]
     command += ["bash", "-c", each, "_", sys.executable, "-m", "vecsweep", *argv]
-    return subprocess.run(command, env=os.environ | {"VECSWEEP_HEAD": head}).returncode
+    return subprocess.run(command, env=os.environ | variables).returncode

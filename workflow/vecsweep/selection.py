@@ -225,12 +225,13 @@ def neuron_parts(engine, layer: int, ids: list[int]):
     def inside(module, args, output):
         seen["activation"] = args[0].reshape(-1, args[0].shape[-1])[-1].float()
         seen["sum"] = first(output).reshape(-1, output.shape[-1])[-1].float()
-        # GPT-2's Conv1D keeps its weight as [in, out], Linear as [out, in]. Taken here, where
-        # ZeRO-3 has gathered it.
-        seen["weight"] = (module.weight if hasattr(module, "nx") else module.weight.T).float()
+        # GPT-2's Conv1D keeps its weight as [in, out], Linear as [out, in]. Copied, and before
+        # any other hook: ZeRO-3 has gathered it for this forward and its own hook drops it.
+        weight = module.weight.detach()
+        seen["weight"] = (weight if hasattr(module, "nx") else weight.T).float().clone()
 
     down = engine.part(layer, "down")
-    with hooks([down.register_forward_hook(inside)]):
+    with hooks([down.register_forward_hook(inside, prepend=True)]):
         update = last_token_states(engine, [[ids]])[f"ffn_out.{layer:02d}"][0].float()
     with torch.inference_mode():
         shares = (seen["activation"][:, None] * seen["weight"]).cpu()

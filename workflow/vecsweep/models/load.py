@@ -53,7 +53,25 @@ def weights_folder(description: dict, beside: Path) -> Path:
             f"the weights of '{description['model']}' are gone from {folder}; "
             f"delete {beside} and run again"
         )
-    return folder
+    return folder.resolve()
+
+
+def check(model: Path, shards: int, engine: str) -> None:
+    """Problem if a model.json's weights are damaged or cannot be split so.
+
+    Looks at little and is done before any process starts.
+    """
+    from vecsweep.files import read_json
+    from vecsweep.models import checkpoint, sharded
+
+    description = read_json(model)
+    folder = weights_folder(description, model)
+    checkpoint.check_files(folder)
+    # The plain file, since transformers takes seconds to import.
+    config = read_json(folder / "config.json")
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    if heads:
+        sharded.choose(engine, shards, description["family"], heads)
 
 
 def load(description: dict, beside: Path, batch_tokens: int, shards: int = 1, engine: str = "auto"):
@@ -64,18 +82,18 @@ def load(description: dict, beside: Path, batch_tokens: int, shards: int = 1, en
     """
     import transformers
 
-    from vecsweep.models import sharded
+    from vecsweep.models import checkpoint, sharded
 
     folder = weights_folder(description, beside)
+    checkpoint.check_files(folder)
     dtype = getattr(torch, description["dtype"])
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     kind = sharded.choose(engine, shards, description["family"], config.num_attention_heads)
     print(f"engine: {kind}, shards: {shards}", file=sys.stderr)
     try:
         if kind == "single":
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True
-            ).to("cuda" if torch.cuda.is_available() else "cpu")
+            model = checkpoint.from_pretrained(folder, dtype)
+            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             sharded.start()
             model = getattr(sharded, f"load_{kind}")(config, folder, dtype)

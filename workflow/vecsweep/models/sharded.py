@@ -4,6 +4,7 @@ Every rank runs the same stage on the same prompts; rank 0 decodes and writes. A
 full activations after each sublayer, so that hooks and edits work as in a single process.
 """
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -77,22 +78,19 @@ def load_tensor(config, folder: Path, dtype: torch.dtype):
     """The causal LM of a folder, split by AutoTP over all ranks.
 
     The skeleton has no memory; each rank then reads just its slices from the files, in the
-    files' own dtype. Problem unless every parameter is filled and every key consumed.
+    files' own dtype. Problem unless files and model fit each other.
     """
     import deepspeed
     import transformers
     from accelerate import init_empty_weights
 
-    from vecsweep.models.checkpoint import Checkpoint
-    from vecsweep.models.families import family_of
-
     world = torch.distributed.get_world_size()
+    files = _fitting(config, folder)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     whole = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     # init_inference replaces modules and loses their buffers.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    files = Checkpoint(folder, model)
     model = deepspeed.init_inference(
         model,
         tensor_parallel={"tp_size": world, "tp_grain_size": 1},
@@ -100,24 +98,50 @@ def load_tensor(config, folder: Path, dtype: torch.dtype):
         replace_with_kernel_inject=False,
     ).module
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    used = set()
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        key = files.key_of(name)
-        if key is None and name == "lm_head.weight" and config.tie_word_embeddings:
-            # AutoTP splits the head along its input, so that it no longer is the embedding.
-            key = files.key_of(f"{family_of(model).embedding}.weight")
-        if key is None:
-            raise Problem(f"{folder}: the checkpoint has no tensor for '{name}'")
-        used.add(key)
-        value = files.slice(key, tuple(parameter.shape), rank(), world).to(device, dtype)
+    held = dict(model.named_parameters(remove_duplicate=False))
+    # AutoTP splits a tied head along its input, so that it no longer is the embedding.
+    for name, key in files.by_file(held, _twins(model)):
+        part = files.slice(key, tuple(held[name].shape), rank(), world)
+        # A copy, or the whole file would stay mapped.
+        value = part.to(device, dtype, copy=True)
         _put(model, name, torch.nn.Parameter(value, requires_grad=False))
     for name, buffer in buffers.items():
         _put(model, name, buffer.to(device), buffer=True)
-    unused = [key for key in files.file_of if key not in used and not files.derived(key)]
-    if unused:
-        raise Problem(f"{folder}: {len(unused)} tensors were not used, the first '{unused[0]}'")
     _prove_split(model, whole, world)
     return model
+
+
+def _fitting(config, folder):
+    """The opened checkpoint of a folder; Problem unless it has just what the model needs."""
+    import transformers
+
+    from vecsweep.models.checkpoint import Checkpoint
+
+    # Not accelerate's skeleton: on it a tied head is a parameter of its own.
+    with torch.device("meta"):
+        skeleton = transformers.AutoModelForCausalLM.from_config(config)
+    files = Checkpoint(folder, skeleton)
+    files.check(skeleton)
+    return files
+
+
+def _return_freed_memory():
+    """Give memory of a megabyte and more back to the system when it is freed.
+
+    Each tensor is whole for a moment before it is cut; glibc would keep up to 32 MiB of it each
+    time.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+
+
+def _twins(model):
+    """The other name of a tied parameter, which may be the one that a checkpoint has."""
+    from vecsweep.models.families import family_of
+
+    embedding = f"{family_of(model).embedding}.weight"
+    return {"lm_head.weight": embedding, embedding: "lm_head.weight"}
 
 
 def _put(model, name, value, buffer=False):
@@ -160,25 +184,41 @@ def _prove_split(model, whole, world):
 
 
 def load_zero(config, folder: Path, dtype: torch.dtype):
-    """The causal LM of a folder under ZeRO-3 inference: every rank holds a part of each tensor."""
+    """The causal LM of a folder under ZeRO-3 inference: every rank holds a part of each tensor.
+
+    Each rank reads just its parts from the files; transformers' own loading has every rank read
+    everything.
+    """
     import deepspeed
     import transformers
+    from transformers.initialization import no_init_weights
     from transformers.integrations import HfDeepSpeedConfig
 
+    files = _fitting(config, folder)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
             "stage": 3,
             # bfloat16 results differ from a single process with it.
             "memory_efficient_linear": False,
+            # A gathered tensor is dropped once it is used; by default a billion numbers stay.
             "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
     }
-    keep = HfDeepSpeedConfig(settings)  # must live while the model loads
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True
-    ).eval()
+    _return_freed_memory()
+    keep = HfDeepSpeedConfig(settings)  # must live while the model is made, in parts
+    with no_init_weights():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     del keep
+    model.tie_weights()
+    held = dict(model.named_parameters())
+    for name, key in files.by_file(held, _twins(model)):
+        part = held[name].ds_tensor  # a piece of the flattened tensor, the last one padded
+        start = rank() * part.numel()
+        value = files.flat(key, start, min(start + part.numel(), held[name].ds_numel))
+        part.data[: len(value)].copy_(value)
     return deepspeed.initialize(model=model, config=settings)[0].module.eval()

@@ -1,0 +1,82 @@
+"""What the tests compare, computed by one process or by every rank of a sharded one.
+
+    torchrun --nproc-per-node 2 ranks.py PLAN
+
+PLAN is JSON: `prompts` (token ids), `output` (a folder), and `models`, pairs of (name, engine)
+with the path of the model's model.json; for those in `compute` all is computed. Each rank writes
+OUTPUT/NAME-ENGINE-RANK.pt. Many models run in one process group, since imports take long.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from vecsweep import Problem, selection
+from vecsweep.files import read_json
+from vecsweep.models import edits, forward, load, proof, sharded
+from vecsweep.models.edits import Edit
+from vecsweep.models.readout import Readout
+
+BATCH_TOKENS = 16  # two prompts at a time at most
+
+
+def edits_of(layers: int, d_model: int) -> dict[str, Edit]:
+    """Interventions from each start layer, and removals as stage ablations makes them."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, d_model, generator=generator)
+    zero = torch.zeros(1, d_model)
+    made = {}
+    for start in (0, 1):
+        above = range(start, layers)
+        for mode, position in (("replace", "all"), ("add", "all"), ("replace", "last")):
+            edit = Edit(dict.fromkeys(above, vectors), mode, position)
+            made[f"{mode} {position} from {start}"] = edit
+        for sublayer in ("ffn", "attention"):
+            nothing = dict.fromkeys(above, zero)
+            made[f"no {sublayer} from {start}"] = Edit(nothing, sublayer=sublayer)
+    made["mean instead of ffn 1"] = Edit({1: vectors[:1] / 3})
+    return made
+
+
+def compute(engine, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Name -> tensor [..., d_model]: states, edited runs and the parts of each FFN's update."""
+    found = forward.last_token_states(engine, [prompts])
+    layers, d_model = len(engine.blocks), engine.model.config.hidden_size
+    for clean in edits.clean_runs(engine, prompts, 2):
+        place = f"prompts {clean.rows}"
+        found[f"clean, {place}"] = clean.last.cpu()
+        for name, edit in edits_of(layers, d_model).items():
+            found[f"{name}, {place}"] = edits.resume(engine, clean, edit).cpu()
+    for layer in range(layers):
+        parts, constant = selection.neuron_parts(engine, layer, prompts[0])
+        found[f"parts.{layer}"], found[f"constant.{layer}"] = parts, constant
+    return found
+
+
+def load_described(path, shards: int, engine: str):
+    """The proven engine of a model.json."""
+    path = Path(path)
+    loaded = load.load(read_json(path), path, BATCH_TOKENS, shards, engine)
+    readout = Readout.load(path.with_name("readout.safetensors")) if loaded.leader else None
+    proof.prove(loaded, readout, [3, 4, 5, 6])
+    return loaded
+
+
+def main(plan: dict):
+    torch.set_num_threads(1)
+    for name, engine, path in plan["models"]:
+        try:
+            loaded = load_described(path, plan["shards"], engine)
+            found = compute(loaded, plan["prompts"]) if name in plan["compute"] else {}
+            found["bytes"] = torch.tensor(sharded.bytes_held(loaded.model))
+            del loaded
+        except Problem as problem:
+            found = {"problem": str(problem)}
+        torch.save(found, Path(plan["output"]) / f"{name}-{engine}-{sharded.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,392 @@
+"""Two real ranks on gloo: the same numbers as one process, and clear ends when something breaks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import duckdb
+import planted
+import psutil
+import pyarrow as pa
+import pytest
+import ranks
+import tiny
+import torch
+import transformers
+import yaml
+from conftest import REPO, command, describe, main
+from safetensors.torch import load_file, save_file
+
+from vecsweep import Problem, plan
+from vecsweep.files import Tensors, read_table, write_table
+from vecsweep.models.sharded import TENSOR_PARALLEL
+
+SHARDS = 2
+# In several batches; the last prompt is longer than the others, all begin alike.
+PROMPTS = [[9, 8, 7, 6, 5, last, 4] for last in (10, 11, 12)] + [[9, 8, 7, 6, 5, 4, 44, 45]]
+SLIM = "slim"  # a BLOOM whose embedding is small
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def engines_of(kind):
+    """The ways in which a tiny model can be sharded."""
+    return ["tensor", "zero"] if tiny.CONFIGS[kind][0] in TENSOR_PARALLEL else ["zero"]
+
+
+CASES = [(kind, engine) for kind in tiny.KINDS for engine in engines_of(kind)]
+
+
+def described(folder, kind, **options):
+    """Save a tiny model in several files and describe it."""
+    tiny.save(kind, folder / "source", bos=kind in ("opt", "gemma3_text"), **options)
+    stage = describe(kind, folder / "source", folder / "described")
+    assert main(stage.arguments) == 0
+    return stage
+
+
+def save_slim(folder):
+    """Eight times as many parameters in the blocks as in the embedding."""
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": 64, "n_layer": 6, "n_head": 4}
+    config = transformers.AutoConfig.for_model("bloom", **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
+    model.save_pretrained(folder / "source")
+    tiny.tokenizer().save_pretrained(folder / "source")
+    stage = describe("bloom", folder / "source", folder / "described", SLIM, layers=6)
+    assert main(stage.arguments) == 0
+    return stage
+
+
+LACKING = "h.1.mlp.dense_4h_to_h.weight"
+# Checkpoints that do not fit their config: name -> what is done to a file's tensors.
+BROKEN = {
+    "lacking": lambda tensors: tensors.pop(f"transformer.{LACKING}"),
+    "unused": lambda tensors: tensors.update({f"transformer.{LACKING}_scale": torch.ones(3)}),
+    "misshapen": lambda tensors: tensors.update({f"transformer.{LACKING}": torch.ones(32, 126)}),
+}
+
+
+def change_tensors(folder, change):
+    """Change the tensors of the file that holds LACKING, and the index with it."""
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    file = content["weight_map"][f"transformer.{LACKING}"]
+    tensors = load_file(folder / file)
+    change(tensors)
+    save_file(tensors, folder / file, {"format": "pt"})
+    others = {key: name for key, name in content["weight_map"].items() if name != file}
+    content["weight_map"] = others | dict.fromkeys(tensors, file)
+    index.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def sharded_run(tmp_path_factory):
+    """What two ranks found for all cases in one run, `.found[name, engine, rank]`; the models."""
+    folder = tmp_path_factory.mktemp("sharded")
+    stages = {kind: described(folder / kind, kind, shard_size="20KB") for kind in tiny.KINDS}
+    stages[SLIM] = save_slim(folder / SLIM)
+    for name, change in BROKEN.items():
+        stages[name] = described(folder / name, "bloom", shard_size="20KB")
+        change_tensors(stages[name].folder, change)
+    extra = [SLIM, *BROKEN]
+    cases = [*CASES, *((name, engine) for name in extra for engine in ("tensor", "zero"))]
+    output = folder / "found"
+    output.mkdir()
+    plan = {
+        "models": [(name, engine, str(stages[name].description)) for name, engine in cases],
+        "compute": tiny.KINDS,
+        "prompts": PROMPTS,
+        "shards": SHARDS,
+        "output": str(output),
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", str(SHARDS), ranks.__file__, str(folder / "plan.json")]
+    done = subprocess.run(torchrun, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.fail(done.stderr[-4000:])
+    found = {
+        (name, engine, rank): torch.load(output / f"{name}-{engine}-{rank}.pt")
+        for name, engine in cases
+        for rank in range(SHARDS)
+    }
+    return SimpleNamespace(stages=stages, found=found, single={}, log=done.stderr)
+
+
+def single(run, kind):
+    """What one process finds, computed once a model."""
+    if kind not in run.single:
+        engine = ranks.load_described(run.stages[kind].description, 1, "auto")
+        run.single[kind] = ranks.compute(engine, PROMPTS)
+    return run.single[kind]
+
+
+def off(found, expected):
+    """The largest difference, relative to the largest entry."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+@pytest.mark.parametrize("kind, engine", CASES)
+def test_every_rank_finds_what_one_process_does(sharded_run, kind, engine):
+    files = list((sharded_run.stages[kind].folder).glob("*.safetensors"))
+    assert len(files) >= 3
+    expected = single(sharded_run, kind)
+    for rank in range(SHARDS):
+        found = dict(sharded_run.found[kind, engine, rank])
+        held = found.pop("bytes")
+        assert found.keys() == expected.keys()
+        worst = max((off(found[name], expected[name]), name) for name in expected)
+        assert worst[0] <= 1e-4, worst
+        whole = 4 * json.loads(sharded_run.stages[kind].description.read_text())["parameters"]
+        assert 0.5 * whole <= held < whole
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_what_is_compared_differs_among_itself(sharded_run, kind):
+    # Or an edit that is never applied would pass for one that agrees.
+    found = {k: v.flatten() for k, v in single(sharded_run, kind).items() if ", prompts" in k}
+    assert len(found) > 20
+    for a, b in ((a, b) for a in found for b in found if a < b and len(found[a]) == len(found[b])):
+        assert off(found[a], found[b]) > 1e-3, (a, b)
+
+
+@pytest.mark.parametrize("kind, engine", CASES)
+def test_neurons_sum_to_the_update_of_the_ffn(sharded_run, kind, engine):
+    found = sharded_run.found[kind, engine, 1]
+    for layer in range(tiny.layers_of(kind)):
+        # The first prompt's row of the states.
+        update = found[f"ffn_out.{layer:02d}"][0]
+        assert len(found[f"parts.{layer}"]) >= 48
+        assert off(found[f"parts.{layer}"].sum(0) + found[f"constant.{layer}"], update) <= 1e-4
+        # They are no invention of the constant, which is the bias alone: the same for all prompts.
+        name = f"constant.{layer}"
+        assert off(found[name], single(sharded_run, kind)[name]) < 1e-4
+
+
+@pytest.mark.parametrize("engine", ["tensor", "zero"])
+def test_a_rank_holds_a_share(sharded_run, engine):
+    whole = 4 * json.loads(sharded_run.stages[SLIM].description.read_text())["parameters"]
+    held = [sharded_run.found[SLIM, engine, rank]["bytes"].item() for rank in range(SHARDS)]
+    assert max(held) < 0.75 * whole and sum(held) >= whole
+    assert f"engine: {engine}, shards: {SHARDS}" in sharded_run.log
+
+
+@pytest.mark.parametrize("engine", ["tensor", "zero"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_parameter_is_filled_and_every_key_consumed(sharded_run, name, engine):
+    for rank in range(SHARDS):
+        problem = sharded_run.found[name, engine, rank]["problem"]
+        assert LACKING in problem and "\n" not in problem
+        assert str(sharded_run.stages[name].folder) in problem
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_so_in_one_process(sharded_run, name):
+    with pytest.raises(Problem, match=LACKING):
+        ranks.load_described(sharded_run.stages[name].description, 1, "auto")
+
+
+@pytest.mark.parametrize("kind, engine", CASES)
+def test_plan_knows_what_a_rank_holds(sharded_run, kind, engine):
+    settings = json.loads(tiny.config_json(kind, sharded_run.stages[kind].folder))
+    planned = plan.Facts(kind, settings).held(engine, SHARDS)
+    for rank in range(SHARDS):
+        assert sharded_run.found[kind, engine, rank]["bytes"].item() == planned
+
+
+# What breaks, through our own launcher.
+
+
+@pytest.fixture(scope="module")
+def bloom(tmp_path_factory):
+    """A tiny BLOOM in several files, with so many prompts that a run takes a while."""
+    folder = tmp_path_factory.mktemp("bloom")
+    stage = described(folder, "bloom", shard_size="20KB")
+    stage.prompts = folder / "towns.parquet"
+    task = tiny.write_task(folder / "tasks", "towns")
+    settings = json.dumps({"demonstrations": 1, "seed": 0, "max_prompts": None})
+    arguments = {"model": stage.description, "task": task, "settings": settings}
+    assert main(command("prompts", **arguments, output=stage.prompts)) == 0
+    return stage
+
+
+def states(stage, folder, shards=SHARDS, engine="auto", prompts=None):
+    """The command of a sharded stage that writes into `folder`/results."""
+    inputs = {"model": stage.description, "readout": stage.readout}
+    inputs["prompts"] = prompts or stage.prompts
+    options = {"batch_tokens": 1, "shards": shards, "engine": engine}
+    output = folder / "results" / "states.safetensors"
+    output.parent.mkdir()
+    arguments = command("states", **inputs, **options, output=output)
+    return [sys.executable, "-m", "vecsweep", *arguments]
+
+
+def segments():
+    """Names in /dev/shm that no living process has mapped."""
+    names = {path.name for path in Path("/dev/shm").iterdir()}
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            mapped += maps.read_text()
+        except OSError:  # the process has ended
+            continue
+    return {name for name in names if f"/dev/shm/{name}" not in mapped}
+
+
+def assert_fails(arguments, folder, when=None):
+    """Run a command that must fail within a minute and leave nothing; its last line.
+
+    `when(line, children)` sees every line of stderr as it comes, with the processes started.
+    """
+    before, temporary = segments(), folder / "tmp"
+    temporary.mkdir()
+    environment = ENVIRONMENT | {"TMPDIR": str(temporary)}
+    # Threads and processes that outlive the command show in its process group.
+    run = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    started, children, lines = time.monotonic(), set(), []
+    for line in run.stderr:
+        children |= set(psutil.Process(run.pid).children(recursive=True))
+        lines.append(line.rstrip())
+        if when and when(line, children):
+            when, started = None, time.monotonic()
+    assert run.wait(60) == 1
+    assert time.monotonic() - started < 60 and when is None
+    assert children and not [child for child in children if child.is_running()]
+    assert segments() <= before
+    assert not list(temporary.iterdir())
+    assert not list((folder / "results").iterdir())
+    lines = [line for line in lines if line]
+    assert sum(line.startswith("vecsweep ") for line in lines) == 1, lines
+    return lines[-1]
+
+
+def test_a_killed_rank_ends_the_job(bloom, tmp_path):
+    many = tmp_path / "many.parquet"
+    write_table(pa.concat_tables([read_table(bloom.prompts)] * 40), many)
+
+    def kill(line, children):
+        if "the ranks hold" not in line:
+            return False
+        (rank,) = [c for c in children if c.environ().get("RANK") == "1"]
+        rank.kill()
+        return True
+
+    last = assert_fails(states(bloom, tmp_path, prompts=many), tmp_path, kill)
+    assert last == "vecsweep states: rank 1 was killed by signal 9; the other ranks were stopped"
+
+
+def changed(stage, folder, change):
+    """A copy of a model's folder and description, the folder changed."""
+    for name in ("source", "described"):
+        shutil.copytree(stage.folder.parent / name, folder / name)
+    change(folder / "source")
+    copy = {"description": folder / "described" / "model.json", "readout": stage.readout}
+    return SimpleNamespace(**copy, prompts=stage.prompts)
+
+
+def test_a_rank_that_fails_has_the_last_word(bloom, tmp_path):
+    stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["lacking"]))
+    last = assert_fails(states(stage, tmp_path), tmp_path)
+    place = f"{tmp_path}/source: the checkpoint has no tensor for 'transformer.{LACKING}'"
+    assert last in [f"vecsweep states: rank {rank} failed: {place}" for rank in range(SHARDS)]
+
+
+SECOND = "model-00002-of-00010.safetensors"
+
+
+def truncate(folder):
+    with open(folder / SECOND, "r+b") as content:
+        content.truncate((folder / SECOND).stat().st_size - 1000)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [(lambda folder: (folder / SECOND).unlink(), "no such file"), (truncate, "metadata")],
+)
+@pytest.mark.parametrize("shards", [1, SHARDS])
+def test_a_missing_or_truncated_file(bloom, tmp_path, refused, change, reason, shards):
+    stage = changed(bloom, tmp_path, change)
+    line = refused(states(stage, tmp_path, shards=shards)[3:])
+    assert f"{tmp_path}/source/{SECOND} is missing or damaged" in line and reason in line
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_shards_that_do_not_divide_the_heads(bloom, tmp_path, refused):
+    last = refused(states(bloom, tmp_path, shards=3, engine="tensor")[3:])
+    assert "shards: 3 does not divide the model's 4 attention heads" in last
+    assert last.endswith("choose from 2, 4, or engine: zero")
+
+
+# Through Snakemake, on a model that does solve its task.
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A results folder with one planted BLOOM under two names, in one process and on two ranks."""
+    folder = tmp_path_factory.mktemp("sweep")
+    planted.save(folder / "weights", "bloom")
+    model = {"source": "local", "path": "weights", "layers": planted.LAYERS, "dtype": "float32"}
+    config = {
+        "models": {"one": model | {"shards": 1}, "two": model | {"shards": SHARDS}},
+        "tasks": {"towns": {"file": str(planted.write_task(folder / "tasks"))}},
+        "ovectors": {"donors": 2},
+        "interventions": {"controls_over_layers": "towns", "dev_prompts": 4, "test_prompts": 4},
+        "ablations": {"max_prompts": 6},
+        "summary": {"resamples": 100},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    snakemake = [sys.executable, "-m", "snakemake", "results/summary.duckdb", "--cores", "2"]
+    snakemake += ["--snakefile", REPO / "Snakefile", "--directory", folder]
+    snakemake += ["--configfile", folder / "config.yaml"]
+    # The jobs call `python`: the one that runs the tests.
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    done = subprocess.run(
+        list(map(str, snakemake)),
+        env=ENVIRONMENT | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode:
+        pytest.fail(done.stdout[-4000:])
+    return folder
+
+
+def test_the_states_of_two_ranks(sweep):
+    folder = sweep / "results" / "states"
+    one, two = (Tensors(folder / name / "towns.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two) and len(set(one)) == 3 * planted.LAYERS
+    assert max(off(two[name], one[name]) for name in one) <= 1e-4
+    log = (sweep / "logs/states/two/towns.log").read_text()
+    assert "engine: tensor, shards: 2" in log and "the ranks hold" in log
+
+
+def test_the_tables_of_two_ranks(sweep):
+    """All but floating-point numbers equal, those within 1e-4; and o-vectors do something."""
+    with duckdb.connect(str(sweep / "results" / "summary.duckdb"), read_only=True) as db:
+        columns = {}
+        query = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal"
+        for table, column, kind in db.execute(query).fetchall():
+            columns.setdefault(table, {})[column] = kind in ("FLOAT", "DOUBLE")
+        compared = [table for table in columns if "model" in columns[table]]
+        assert {"lens", "top_tokens", "interventions", "effects", "ablations"} <= set(compared)
+        for table in compared:
+            # How it ran may differ: table runs has the shards.
+            names = [name for name in columns[table] if name not in ("model", "shards")]
+            floats = [name for name in names if columns[table][name]]
+            exact = [name for name in names if name not in floats]
+            listed = ", ".join(f'"{name}"' for name in [*exact, *floats])
+            rows = f"SELECT {listed} FROM {table} WHERE model = ? ORDER BY ALL"
+            one, two = (db.execute(rows, [name]).fetchall() for name in ("one", "two"))
+            assert one and [row[: len(exact)] for row in one] == [row[: len(exact)] for row in two]
+            for a, b in zip(one, two):
+                assert b[len(exact) :] == pytest.approx(a[len(exact) :], abs=1e-4), table
+        shards = set(db.execute("SELECT model, shards FROM runs").fetchall())
+        assert shards >= {("one", 1), ("two", 2)}
+        moved = "SELECT count(*) FROM interventions WHERE rank_before != rank_after"
+        assert db.execute(moved).fetchone()[0] > 50

@@ -1,0 +1,170 @@
+"""`vecsweep plan`: figures from sizes alone; for BLOOM-176B those measured on its shapes."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny
+import yaml
+from conftest import REPO, main
+
+from vecsweep import Problem, plan
+
+PAPER = REPO / "workflow" / "config" / "paper.yaml"
+CONFIGS = [REPO / "config.yaml", *sorted((REPO / "workflow" / "config").glob("*.yaml"))]
+MODELS = [(file, name) for file in CONFIGS for name in plan.read_config(file)["models"]]
+
+
+def settings_of(file, name):
+    return plan.read_config(file)["models"][name]
+
+
+@pytest.fixture(scope="module")
+def bloom():
+    return plan.Facts("bloom-176b", settings_of(PAPER, "bloom-176b"))
+
+
+def test_bloom(bloom):
+    assert bloom.parameters == 176_247_271_424
+    assert bloom.whole / 1e9 == pytest.approx(352.5, abs=0.05)
+    assert bloom.whole / plan.GIB == pytest.approx(328.3, abs=0.05)
+    assert bloom.block / plan.GIB == pytest.approx(4.59, abs=0.005)
+    assert bloom.largest / plan.GIB == pytest.approx(6.70, abs=0.005)
+    assert bloom.capture() == 3 * 70 * 14336 * 2
+    assert bloom.capture() / 1e6 == pytest.approx(6.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "shards, tensor, zero", [(8, 47.7, 41.0), (14, 30.2, 23.45), (16, 27.2, 20.5), (28, 18.4, 11.7)]
+)
+def test_bloom_on_each_rank(bloom, shards, tensor, zero):
+    assert bloom.held("tensor", shards) / plan.GIB == pytest.approx(tensor, abs=0.05)
+    assert bloom.held("zero", shards) / plan.GIB == pytest.approx(zero, abs=0.05)
+
+
+def test_bloom_needs_a_node_of_80_gb_or_two_of_40(bloom):
+    settings = settings_of(PAPER, "bloom-176b")
+    assert plan.suggested(settings, bloom, 80, 8) == 8 == settings["shards"]
+    assert plan.suggested(settings, bloom, 48, 8) == 14
+    assert plan.suggested(settings, bloom, 1, 8) is None
+    # ZeRO-3 splits weights, not what a batch takes.
+    assert plan.suggested(settings | {"engine": "zero"}, bloom, 240, 8) == 2
+    assert plan.suggested(settings | {"engine": "zero"}, bloom, 80, 8) == 14
+
+
+@pytest.mark.parametrize("file, name", MODELS, ids=lambda value: getattr(value, "stem", value))
+def test_sizes_of_every_model_in_the_configs(file, name):
+    settings = settings_of(file, name)
+    facts = plan.Facts(name, settings)
+    assert len(facts.blocks) == settings["layers"]
+    assert facts.parameters == plan.architecture(name, settings)["parameters"]
+    # The formula for rules, against the parts added up.
+    for shards in (2, 8):
+        asked = plan.resources(name, settings | {"shards": shards})
+        each = asked["mem_mb"] * asked["nodes"] / shards - plan.PROCESS_MB
+        # GPT-2 has no linear layers that tensor parallel could split.
+        exact = facts.held("zero" if facts.config.model_type == "gpt2" else "tensor", shards)
+        assert 1.19 * exact < each * 2**20 < 1.21 * exact + 2.3 * facts.largest
+
+
+def test_shard_counts():
+    assert plan.shard_counts(112, 8) == [1, 2, 4, 8, 14, 16, 24, 28, 32]
+    assert plan.shard_counts(12, 4) == [1, 2, 4, 6, 8, 12, 16]
+    # Every one spreads evenly over its nodes.
+    for gpus in (1, 4, 8):
+        assert all(n % math.ceil(n / gpus) == 0 for n in plan.shard_counts(96, gpus))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_local_folder(kind, tiny_model):
+    stage = tiny_model(kind)
+    settings = json.loads(tiny.config_json(kind, stage.folder)) | {"batch_tokens": 8, "shards": 1}
+    facts = plan.Facts(kind, settings)
+    assert facts.parameters == sum(p.numel() for p in stage.model.parameters())
+    assert facts.held("single", 1) == 4 * facts.parameters
+    assert plan.parameters_in(stage.folder) == facts.parameters
+    asked = plan.resources(kind, settings)
+    assert asked["gpus"] == asked["nodes"] == 1 and asked["runtime"] == 11
+    assert plan.PROCESS_MB < asked["mem_mb"] < plan.PROCESS_MB + 5
+
+
+def test_a_cached_snapshot_comes_before_the_table(tmp_path, monkeypatch):
+    settings = settings_of(PAPER, "gpt2-small")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert plan.architecture("gpt2-small", settings)["n_embd"] == 768
+    place = f"models--openai-community--gpt2/snapshots/{settings['revision']}"
+    tiny.save("gpt2", tmp_path / place)
+    assert plan.Facts("gpt2-small", settings).config.n_embd == 32
+
+
+def test_a_model_of_unknown_size():
+    settings = settings_of(PAPER, "gpt2-small") | {"id": "nobody/nothing"}
+    assert plan.resources("new", settings) == {}
+    with pytest.raises(Problem, match="the sizes of 'new' are not known here.*architectures.yaml"):
+        plan.Facts("new", settings)
+
+
+def test_resources_of_more_shards():
+    settings = settings_of(PAPER, "bloom-176b")
+    one, two = (plan.resources("bloom-176b", settings | {"shards": n}) for n in (8, 16))
+    assert (one["gpus"], one["nodes"], two["gpus"], two["nodes"]) == (8, 1, 16, 2)
+    assert 352_000 < one["mem_mb"] < 620_000 and two["mem_mb"] < 0.65 * one["mem_mb"]
+    assert 10 < two["runtime"] <= one["runtime"] < 30
+    slow = plan.resources("bloom-176b", settings, disk_speed=0.2e9)
+    assert slow["runtime"] - one["runtime"] == pytest.approx(3 * 0.9 * 352.5 / 0.2 / 60, abs=1)
+
+
+def test_resources_import_no_torch():
+    code = """
+import sys, yaml
+from vecsweep import plan
+settings = plan.read_config(plan.Path(sys.argv[1]))["models"]["bloom-176b"]
+assert plan.resources("bloom-176b", settings)
+assert not {"torch", "transformers", "huggingface_hub"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, str(PAPER)], check=True)
+
+
+def test_the_table(capsys):
+    assert main(["plan", "bloom-176b", "--configfile", str(PAPER)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("bloom-176b: bloom, 70 layers, d_model 14336, 112 heads")
+    rows = {line.split()[0]: line.split()[1:] for line in lines if re.match(r" +\d", line)}
+    assert rows["8"][:4] == ["1", "14", "47.7", "41.0"] and "suggested" in rows["8"]
+    assert rows["28"][:4] == ["4", "4", "18.4", "11.7"]
+    assert rows["32"][:3] == ["4", "-", "-"]  # 112 heads do not divide
+    assert "-" == rows["1"][2] and "no" in rows["1"]
+    text = "\n".join(lines)
+    assert "parameters          176,247,271,424" in text and "352.5 GB" in text
+    assert "6.0 MB a prompt" in text and "loading             176 s at 2 GB/s" in text
+    assert "suggested           shards: 8, 1 node of 8 devices, engine tensor" in text
+
+
+def test_options(capsys):
+    arguments = ["plan", "bloom-176b", "--configfile", str(PAPER)]
+    main([*arguments, "--gpu-memory", "1", "--disk-speed", "0.5", "--gpus-per-node", "4"])
+    text = capsys.readouterr().out
+    assert "No listed shard count fits devices of 1 GB" in text and "705 s at 0.5 GB/s" in text
+
+
+def test_prompts_are_those_of_the_grid(tmp_path):
+    tiny.write_task(tmp_path, "towns")
+    config = {
+        "models": {"a": {"source": "local", "path": "a", "layers": 1, "dtype": "float32"}},
+        "tasks": {"towns": {"file": str(tmp_path / "towns.yaml"), "max_prompts": 5}},
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert plan.prompt_count(plan.read_config(file), "towns") == 2 * 5
+    config["tasks"]["towns"].pop("max_prompts")
+    file.write_text(yaml.safe_dump(config))
+    assert plan.prompt_count(plan.read_config(file), "towns") == 2 * len(tiny.CAPITALS)
+
+
+def test_mistakes(refused, tmp_path):
+    paper = ["--configfile", PAPER]
+    assert "has no model 'bloom'; it has gpt2-small, " in refused(["plan", "bloom", *paper])
+    assert "cannot read" in refused(["plan", "bloom", "--configfile", tmp_path / "none.yaml"])
