@@ -1,12 +1,13 @@
 # make        set up, sweep, report        make test   set up, run the tests
 # make clean  remove what a sweep made     make bench  what the engine costs, as ratios
+# make test-slurm  the tests that start a real Slurm cluster on this machine
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
 BENCH_MODEL ?= gemma3-270m
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: all sweep test bench clean
+.PHONY: all sweep test test-slurm bench clean
 all: sweep
 	@$(MAKE) --no-print-directory results/report.html
 
@@ -19,7 +20,10 @@ results/report.html: results/summary.duckdb $(wildcard results/figures/*.svg wor
 	@echo "Open $@"
 
 test: $(VENV)/ready-dev
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --ignore tests/slurm
+
+test-slurm: $(VENV)/ready-dev
+	$(VENV)/bin/pytest tests/slurm
 
 # Two engines in turn, in one run: ours and plain transformers, as ratios.
 bench: $(VENV)/ready

@@ -11,6 +11,8 @@ rule ablations:
         "results/benchmarks/ablations/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("ablations"),
     params:
         engine=engine_options,
         settings=json.dumps(

@@ -33,10 +33,6 @@ SEARCH_SETTINGS = {
     for key in ("modes", "scales", "position", "end_depth", "dev_prompts", "test_prompts")
 } | {"seed": config["prompts"]["seed"]}
 
-# Jobs find the package also in a conda environment or container that does not have it.
-shell.prefix(f"export PYTHONPATH={workflow.basedir}/workflow; ")
-
-
 wildcard_constraints:
     model="[A-Za-z0-9][A-Za-z0-9._-]*",
     task="[A-Za-z0-9][A-Za-z0-9_-]*",

@@ -23,6 +23,8 @@ for name, figure in DRAWN.items():
             f"logs/figures/{name}.log",
         benchmark:
             f"results/benchmarks/figures/{name}.tsv"
+        # Seconds each: a Slurm job would cost more than the drawing.
+        localrule: True
         conda:
             "../../envs/tables.yaml"
         params:

@@ -12,6 +12,8 @@ rule interventions:
         "results/benchmarks/interventions/{model}/{task}/{first}-{last}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("interventions"),
     params:
         engine=engine_options,
         settings=json.dumps(SEARCH_SETTINGS),

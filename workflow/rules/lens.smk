@@ -12,6 +12,8 @@ rule lens:
         "results/benchmarks/lens/{model}/{task}/{first}-{last}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("lens"),
     params:
         top_k=config["lens"]["top_k"],
         step=STEP_VERSIONS["lens"],

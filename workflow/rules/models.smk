@@ -9,6 +9,8 @@ rule models:
         "results/benchmarks/models/{model}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("models"),
     params:
         config=lambda wildcards: json.dumps(fetching(wildcards.model)),
         step=STEP_VERSIONS["models"],

@@ -13,6 +13,8 @@ rule ovectors:
         "results/benchmarks/ovectors/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("ovectors"),
     params:
         donors=config["ovectors"]["donors"],
         seed=config["prompts"]["seed"],

@@ -11,6 +11,8 @@ rule prompts:
         "results/benchmarks/prompts/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("prompts"),
     params:
         settings=prompt_settings,
         step=STEP_VERSIONS["prompts"],

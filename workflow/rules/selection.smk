@@ -21,6 +21,8 @@ rule selection:
         "results/benchmarks/selection/{model}/{task}.tsv"
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("selection"),
     params:
         engine=engine_options,
         settings=json.dumps(SEARCH_SETTINGS),

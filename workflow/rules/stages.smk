@@ -9,6 +9,8 @@ rule stages:
         "results/benchmarks/stages/{model}/{task}.tsv"
     conda:
         "../../envs/tables.yaml"
+    resources:
+        **asks("stages"),
     params:
         step=STEP_VERSIONS["stages"],
     message:

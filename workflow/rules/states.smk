@@ -19,6 +19,8 @@ rule states:
         model=one_of(model for model in MODELS if model not in TASK_GROUPS),
     conda:
         "../../envs/engine.yaml"
+    resources:
+        **asks("states"),
     params:
         engine=engine_options,
         step=STEP_VERSIONS["states"],
@@ -47,6 +49,8 @@ for name, groups in TASK_GROUPS.items():
                 f"results/benchmarks/states/{name}/{members[0]}.tsv"
             conda:
                 "../../envs/engine.yaml"
+            resources:
+                **asks("states", name),
             params:
                 engine=engine_options(name),
                 step=STEP_VERSIONS["states"],

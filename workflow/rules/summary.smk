@@ -34,6 +34,8 @@ rule summary:
         "results/benchmarks/summary.tsv"
     conda:
         "../../envs/tables.yaml"
+    resources:
+        **asks("summary"),
     params:
         # The grid, not the files: thousands of paths do not fit a command line.
         grid=json.dumps({model: layer_blocks(model) for model in MODELS}),

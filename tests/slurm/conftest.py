@@ -1,0 +1,204 @@
+"""A real Slurm for the tests: two nodes with fake GPUs and accounting, started once a session."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import duckdb
+import pytest
+import tiny
+import yaml
+
+HERE = Path(__file__).parent
+REPO = HERE.parent.parent
+BIN = Path(sys.executable).parent
+CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles", "slurm"]
+# One GPU of each node for a model's shard: two shards make a job over two nodes.
+SITE = {
+    "account": "lab",
+    "cpu_partition": "cpu",
+    "gpu_partition": "gpu",
+    "gpus_per_node": 1,
+    "gpu_memory_gb": 80,
+    "gpu_model": "fake",
+    "cpus_per_gpu": 2,
+    "max_hours": 24,
+    "modules": [],
+}
+ENDS = ("results/summary.duckdb", "results/figures/crossover.svg")
+
+
+def free_ports(count=24):
+    """The first of `count` ports in a row that nobody listens on."""
+    for first in range(16800, 32000, 100):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Slurm's commands: `.environment` finds them, `.run("squeue", ...)` gives their output."""
+    # Sockets need a short path, which pytest's own folders are not.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    ports = str(free_ports())
+    memory = {"MEM": "16000", "BASEPORT": ports}
+    up = [HERE / "cluster-up.sh", folder, "sacct"]
+    try:
+        subprocess.run(up, check=True, env=os.environ | memory, timeout=120)
+        environment = os.environ | {
+            "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
+            "PATH": os.pathsep.join([str(folder / "bin"), str(BIN), os.environ["PATH"]]),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+        def run(*command):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        yield SimpleNamespace(folder=folder, environment=environment, run=run)
+    finally:
+        subprocess.run([HERE / "cluster-down.sh", folder], timeout=120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_of_the_code(folder):
+    """The repository's root as a user has it, links and all, with the tests' site file."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in CODE:
+        if (REPO / name).is_dir() and not (REPO / name).is_symlink():
+            shutil.copytree(REPO / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(REPO / name, folder / name, follow_symlinks=False)
+    site = folder / "workflow" / "profiles" / "slurm" / "site.yaml"
+    assert yaml.safe_load(site.read_text()).keys() == SITE.keys()
+    site.write_text(yaml.safe_dump(SITE))
+
+
+class Project:
+    """A copy of the repository with tiny models and tasks, run by Snakemake on the cluster."""
+
+    def __init__(self, folder, cluster):
+        self.folder, self.cluster = folder, cluster
+        folder.mkdir(exist_ok=True)
+        copy_of_the_code(folder)
+        self.config = {
+            "models": {},
+            "tasks": {},
+            "prompts": {"max_prompts": 4},
+            "summary": {"resamples": 100},
+            "interventions": {"tasks": []},
+            "ablations": {"tasks": []},
+        }
+
+    def add_model(self, name, kind, **settings):
+        """Save a tiny random model and write it into the config."""
+        tiny.save(kind, self.folder / "weights" / name)
+        base = {"source": "local", "path": f"weights/{name}", "layers": 3, "dtype": "float32"}
+        self.config["models"][name] = base | settings
+
+    def add_task(self, name):
+        tiny.write_task(self.folder / "tasks", name)
+        self.config["tasks"][name] = {"file": f"tasks/{name}.yaml"}
+
+    def command(self, *options):
+        (self.folder / "run.yaml").write_text(yaml.safe_dump(self.config))
+        words = ("snakemake", "--cores", "all", *options, "--configfile", "run.yaml")
+        return [str(word) for word in words]
+
+    def start(self, *options, **changes):
+        """Start Snakemake, its output in out.txt."""
+        out = open(self.folder / "out.txt", "w")
+        return subprocess.Popen(
+            self.command(*options),
+            cwd=self.folder,
+            env=self.cluster.environment | changes,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, *options):
+        """Run Snakemake to its end: its exit code and output."""
+        process = self.start(*options)
+        try:
+            code = process.wait(timeout=400)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return SimpleNamespace(returncode=code, stdout=self.output())
+
+    def output(self):
+        """What the latest Snakemake printed."""
+        return (self.folder / "out.txt").read_text()
+
+    def slurm(self, *options):
+        """Run on the cluster, as a user does; soon looking again, for jobs of seconds."""
+        soon = ("--slurm-init-seconds-before-status-checks", "2")
+        return self.run("--profile", "slurm", *soon, *options)
+
+    def query(self, sql):
+        with duckdb.connect(str(self.folder / "results" / "summary.duckdb"), read_only=True) as db:
+            return db.execute(sql).fetchall()
+
+
+@pytest.fixture(scope="session")
+def project(cluster, tmp_path_factory):
+    """Two models and two tasks, nothing run yet."""
+    made = Project(tmp_path_factory.mktemp("sweep") / "vecsweep", cluster)
+    made.add_model("seq", "llama")
+    made.add_model("wide", "bloom", shards=2, tasks_per_job=2)
+    for task in ("towns", "verbs"):
+        made.add_task(task)
+    return made
+
+
+@pytest.fixture(scope="session")
+def swept(project):
+    """The project after `snakemake --cores all --profile slurm`: Slurm's records, its output.
+
+    One figure stands for the others, which are drawn alike and not by Slurm.
+    """
+    done = project.slurm(*ENDS)
+    assert done.returncode == 0, done.stdout[-6000:]
+    done.jobs = jobs(project.cluster)
+    return done
+
+
+def last_job(cluster):
+    """The number of the newest job."""
+    return max((int(row["JobIDRaw"]) for row in jobs(cluster)), default=0)
+
+
+def jobs(cluster, since=0):
+    """Slurm's own records of the jobs after number `since`, as dicts, when it has them all.
+
+    `rule` and `wildcards` are from the comment that the executor gives each job.
+    """
+    fields = "JobIDRaw,State,Comment,Partition,Account,NNodes,AllocTRES,ReqMem,Timelimit,NodeList"
+    names = fields.split(",")
+    for _ in range(50):
+        text = cluster.run("sacct", "-X", "-n", "-P", "-a", "-S", "2000-01-01", "-o", fields)
+        rows = [dict(zip(names, line.split("|"))) for line in text.splitlines()]
+        rows = [row for row in rows if int(row["JobIDRaw"]) > since]
+        if rows and all(row["State"] not in ("RUNNING", "PENDING") for row in rows):
+            break
+        time.sleep(0.2)
+    for row in rows:
+        rule, _, row["wildcards"] = row["Comment"].partition("_wildcards_")
+        row["rule"] = rule.removeprefix("rule_")
+    return rows

@@ -1,0 +1,82 @@
+"""A whole sweep by `snakemake --cores all --profile slurm`, checked by Slurm's own records."""
+
+from slurm.conftest import ENDS, jobs, last_job
+
+
+def test_every_stage_was_a_slurm_job(swept):
+    rows = swept.jobs
+    assert {row["State"] for row in rows} == {"COMPLETED"}
+    found = sorted((row["rule"], row["wildcards"]) for row in rows)
+    cells = [(model, task) for model in ("seq", "wide") for task in ("towns", "verbs")]
+    expected = [("summary", "")]
+    expected += [("models", model) for model in ("seq", "wide")]
+    for rule in ("prompts", "stages"):
+        expected += [(rule, f"{model}_{task}") for model, task in cells]
+    # With tasks_per_job one job takes both tasks, and has no wildcards.
+    expected += [("states", "seq_towns"), ("states", "seq_verbs"), ("states_wide_towns", "")]
+    expected += [("lens", f"{model}_{task}_0_2") for model, task in cells]
+    assert found == sorted(expected)
+
+
+def tres(row):
+    """AllocTRES as a dict, e.g. {"cpu": "2", "gres/gpu": "1", "mem": "3010M", "node": "1"}."""
+    return dict(part.split("=") for part in row["AllocTRES"].split(","))
+
+
+# MB of a first attempt; weights of a few kB add a little.
+MEMORY = {"models": 3000, "states": 3000, "summary": 8000}
+
+
+def test_jobs_got_what_they_asked_for(swept):
+    for row in swept.jobs:
+        got, where = tres(row), (row["rule"], row["wildcards"], row)
+        assert row["Account"] == "lab", where
+        if row["rule"].startswith("states"):
+            nodes = 2 if row["rule"] == "states_wide_towns" else 1
+            assert row["Partition"] == "gpu", where
+            assert (got["gres/gpu"], got["cpu"]) == (str(nodes), str(2 * nodes)), where
+            assert row["Timelimit"] == "00:31:00", where
+        else:
+            nodes = 1
+            assert row["Partition"] == "cpu" and "gres/gpu" not in got, where
+        assert got["node"] == row["NNodes"] == str(nodes), where
+        memory = MEMORY.get(row["rule"].split("_")[0], 2000)
+        each = int(row["ReqMem"].rstrip("M")) / nodes  # sacct has the sum over nodes
+        assert memory <= each < 1.1 * memory, where
+
+
+def test_sharded_job_ran_on_both_nodes(project, swept):
+    rows = [row for row in swept.jobs if row["rule"] == "states_wide_towns"]
+    assert [row["NodeList"] for row in rows] == ["node[1-2]"]
+    log = (project.folder / "logs" / "states" / "wide" / "towns.log").read_text()
+    assert "engine: tensor, shards: 2" in log
+
+
+def test_tables_of_the_sweep(project, swept):
+    counts = "SELECT model, task, count(*) FROM stages GROUP BY ALL ORDER BY ALL"
+    cells = [(model, task) for model in ("seq", "wide") for task in ("towns", "verbs")]
+    assert project.query(counts) == [(*cell, 8) for cell in cells]
+    assert (project.folder / "results" / "figures" / "crossover.svg").is_file()
+    # A user finds each stage's log by its name, and Slurm's beside them.
+    assert (project.folder / "logs" / "lens" / "seq" / "towns" / "0-2.log").is_file()
+    assert list((project.folder / "logs" / "slurm" / "rule_lens" / "seq_towns_0_2").glob("*.log"))
+
+
+def test_a_second_run_submits_nothing(project, swept):
+    done = project.slurm(*ENDS)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout
+
+
+def test_a_model_more_submits_its_own_jobs(project, swept):
+    last = last_job(project.cluster)
+    project.add_model("more", "gpt2")
+    done = project.slurm("results/summary.duckdb")
+    assert done.returncode == 0, done.stdout[-6000:]
+    found = sorted((row["rule"], row["wildcards"]) for row in jobs(project.cluster, last))
+    expected = [("models", "more"), ("summary", "")]
+    for task in ("towns", "verbs"):
+        expected += [(rule, f"more_{task}") for rule in ("prompts", "states", "stages")]
+        expected += [("lens", f"more_{task}_0_2")]
+    assert found == sorted(expected)
+    models = project.query("SELECT model FROM models ORDER BY ALL")
+    assert models == [("more",), ("seq",), ("wide",)]
