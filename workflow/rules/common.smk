@@ -33,6 +33,7 @@ SEARCH_SETTINGS = {
     for key in ("modes", "scales", "position", "end_depth", "dev_prompts", "test_prompts")
 } | {"seed": config["prompts"]["seed"]}
 
+
 wildcard_constraints:
     model="[A-Za-z0-9][A-Za-z0-9._-]*",
     task="[A-Za-z0-9][A-Za-z0-9_-]*",
