@@ -23,6 +23,9 @@ TASKS = list(config["tasks"])
 
 def listed(names):
     """The tasks that a config list names; null means all."""
+    for name in names or []:
+        if name not in TASKS:
+            raise WorkflowError(f"config: task '{name}' is in a list, but not under tasks: add it")
     return TASKS if names is None else [task for task in TASKS if task in names]
 
 

@@ -33,7 +33,8 @@ def _on_this_node(shards, nodes, argv, folder):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    static = {"rdzv_backend": "static", "rdzv_configs": {"rank": int(os.environ.get("VECSWEEP_NODE", 0))}}
+    node = int(os.environ.get("VECSWEEP_NODE", 0))
+    static = {"rdzv_backend": "static", "rdzv_configs": {"rank": node}}
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -58,7 +59,9 @@ def _reason(folder, failure):
         return f"was killed by signal {-failure.exitcode}; the other ranks were stopped"
     logs = sorted(Path(folder).rglob(f"{failure.local_rank}/stderr.log"))
     lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line]
-    return f"failed: {lines[-1].partition(': ')[2] or lines[-1]}" if lines else f"ended with exit code {failure.exitcode}"
+    if not lines:
+        return f"ended with exit code {failure.exitcode}"
+    return f"failed: {lines[-1].partition(': ')[2] or lines[-1]}"
 
 
 def _ask(*command):
