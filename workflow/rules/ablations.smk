@@ -21,9 +21,7 @@ rule ablations:
                 "seed": config["prompts"]["seed"],
             }
         ),
-        twins=lambda wildcards: (
-            "--twins" if wildcards.task in listed(config["ablations"]["twins"]) else ""
-        ),
+        twins=lambda wildcards: "--twins" if wildcards.task in TWINS else "",
         step=STEP_VERSIONS["ablations"],
     message:
         "{wildcards.model}: ablations on {wildcards.task}"

@@ -31,6 +31,7 @@ def listed(names):
 
 INJECTED = listed(config["interventions"]["tasks"])
 ABLATED = listed(config["ablations"]["tasks"])
+TWINS = listed(config["ablations"]["twins"])
 SEARCH_SETTINGS = {
     key: config["interventions"][key]
     for key in ("modes", "scales", "position", "end_depth", "dev_prompts", "test_prompts")
