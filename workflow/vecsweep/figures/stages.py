@@ -250,7 +250,7 @@ def draw_tokens(connection, panel, row: dict) -> None:
                   bool_or(rank = 0) FILTER (target = 'answer') AS is_answer
            FROM top_tokens AS t JOIN lens USING (model, task, prompt_set, prompt_id, layer, site)
            WHERE position = 0 AND (model, task, prompt_set, prompt_id) = (?, ?, ?, ?)
-           GROUP BY ALL""",
+           GROUP BY ALL ORDER BY layer, site""",
         [row[key] for key in ("model", "task", "prompt_set", "prompt_id")],
     )
     sites = [site for site in SITES if site in {cell["site"] for cell in cells}]
