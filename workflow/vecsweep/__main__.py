@@ -37,4 +37,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch.as_rank(main) if "RANK" in os.environ else main())

@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from pathlib import Path
 
 from vecsweep import Problem
+
+MONITOR_SECONDS = 0.5  # how often the launcher looks at its ranks
 
 
 def ranks(shards: int, argv: list[str]) -> int:
@@ -28,6 +32,26 @@ def ranks(shards: int, argv: list[str]) -> int:
         return _on_this_node(shards, nodes, argv, folder)
 
 
+def as_rank(run) -> int:
+    """The exit code of `run()` in one of the processes that `ranks` started."""
+    try:
+        code = run()
+    except Exception:
+        traceback.print_exc()
+        # Perhaps it is another rank that died: its end has to be seen first.
+        time.sleep(4 * MONITOR_SECONDS)
+        code = 1
+    if code:
+        # Not by the interpreter's own exit: gloo's threads, which wait for the others, abort it.
+        sys.stderr.flush()
+        os._exit(code)
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
 def _on_this_node(shards, nodes, argv, folder):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -42,7 +66,7 @@ def _on_this_node(shards, nodes, argv, folder):
         nproc_per_node=shards // nodes,
         rdzv_endpoint=os.environ.get("VECSWEEP_HEAD", "127.0.0.1:0"),
         max_restarts=0,
-        monitor_interval=0.5,
+        monitor_interval=MONITOR_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ERR),
         **(static if nodes > 1 else {"rdzv_backend": "c10d"}),
     )
