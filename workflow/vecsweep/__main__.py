@@ -37,4 +37,6 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.as_rank(main) if "RANK" in os.environ else main())
+    if "RANK" in os.environ:
+        launch.as_rank(main)
+    sys.exit(main())

@@ -32,24 +32,23 @@ def ranks(shards: int, argv: list[str]) -> int:
         return _on_this_node(shards, nodes, argv, folder)
 
 
-def as_rank(run) -> int:
-    """The exit code of `run()` in one of the processes that `ranks` started."""
+def as_rank(run) -> None:
+    """End one of the processes that `ranks` started with the exit code of `run()`."""
+    import torch
+
     try:
         code = run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the others may still need this rank's part of a sum
     except Exception:
         traceback.print_exc()
         # Perhaps it is another rank that died: its end has to be seen first.
         time.sleep(4 * MONITOR_SECONDS)
         code = 1
-    if code:
-        # Not by the interpreter's own exit: gloo's threads, which wait for the others, abort it.
-        sys.stderr.flush()
-        os._exit(code)
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by the interpreter's own exit: gloo's threads still run, and now and then abort it.
+    os._exit(code)
 
 
 def _on_this_node(shards, nodes, argv, folder):
