@@ -64,14 +64,35 @@ def rank() -> int:
 def start() -> None:
     """Join the job's process group; RANK, WORLD_SIZE and MASTER_ADDR are in the environment."""
     import deepspeed
+    from deepspeed.runtime.zero import partition_parameters
 
     if not torch.cuda.is_available():
         # Its shared-memory all-reduce takes minutes to compile, crashes unless LOCAL_SIZE is
         # WORLD_SIZE, and leaks in /dev/shm; gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        partition_parameters._dist_allgather_fn = _Gathered
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     deepspeed.init_distributed(verbose=False)
+
+
+class _Gathered:
+    """The ranks' parts of a tensor on their way into `whole`; `wait()` for them.
+
+    Stands in for DeepSpeed's all-gather on CPUs, since gloo's makes a second whole tensor.
+    """
+
+    def __init__(self, part, whole, group=None):
+        pieces = list(enumerate(whole.chunk(torch.distributed.get_world_size(group))))
+        pieces[torch.distributed.get_rank(group)][1].copy_(part)
+        self._sent = [
+            torch.distributed.broadcast(piece, group_src=source, group=group, async_op=True)
+            for source, piece in pieces
+        ]
+
+    def wait(self):
+        for sent in self._sent:
+            sent.wait()
 
 
 def load_tensor(config, folder: Path, dtype: torch.dtype):
@@ -192,7 +213,14 @@ def load_zero(config, folder: Path, dtype: torch.dtype):
     import deepspeed
     import transformers
     from transformers.initialization import no_init_weights
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import prevent_arange_dtype_change
+
+    class Parts(deepspeed.zero.Init):
+        """DeepSpeed's own, without sending numbers around that are read from files anyway."""
+
+        def _zero_init_param(self, param):
+            self._convert_to_deepspeed_param(param)
+            param.partition()
 
     files = _fitting(config, folder)
     settings = {
@@ -210,10 +238,8 @@ def load_zero(config, folder: Path, dtype: torch.dtype):
         "fp16": {"enabled": dtype == torch.float16},
     }
     _return_freed_memory()
-    keep = HfDeepSpeedConfig(settings)  # must live while the model is made, in parts
-    with no_init_weights():
+    with no_init_weights(), prevent_arange_dtype_change(), Parts(config_dict_or_path=settings):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    del keep
     model.tie_weights()
     held = dict(model.named_parameters())
     for name, key in files.by_file(held, _twins(model)):
