@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from vecsweep import STEP_VERSIONS, Problem, launch
+from vecsweep import STEP_VERSIONS, Problem, gpu, launch
 
 
 def main(argv=None) -> int:
@@ -27,7 +27,10 @@ def main(argv=None) -> int:
 
             load.check(args.model, args.shards, args.engine)
             return launch.ranks(args.shards, argv)
-        module.run(args)
+        try:
+            module.run(args)
+        finally:
+            gpu.report()  # before the error: that is the log's last line
     except Problem as problem:
         print(f"vecsweep {args.stage}: {problem}", file=sys.stderr)
         return 1
