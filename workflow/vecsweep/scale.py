@@ -188,15 +188,16 @@ def summary(results: Path, size: Size, memory: int) -> list[str]:
     return ["summary", *(str(part) for key in values for part in (f"--{key}", values[key]))]
 
 
-def measured(arguments: list[str]) -> tuple[float, float]:
-    """(seconds, peak resident MB) of `python -m vecsweep ARGUMENTS`; Problem if it fails."""
+def measured(arguments: list[str]) -> str:
+    """What `python -m vecsweep ARGUMENTS` took, in words; Problem if it fails."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "vecsweep", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise Problem(f"vecsweep {arguments[0]} ended with exit code {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
+    seconds, busy = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return f"{seconds:.1f} s, {busy:.1f} CPU s, peak {usage.ru_maxrss * 1024 / 1e6:.0f} MB"
 
 
 def run(args):
@@ -219,12 +220,10 @@ def run(args):
             f"made in {time.perf_counter() - start:.0f} s",
             flush=True,
         )
-        seconds, peak = measured(summary(results, size, args.memory))
+        took = measured(summary(results, size, args.memory))
         database = results / "summary.duckdb"
-        print(
-            f"summary: {seconds:.0f} s, peak {peak:.0f} MB of {args.memory} MB, "
-            f"summary.duckdb {database.stat().st_size / 1e9:.1f} GB"
-        )
+        written = database.stat().st_size / 1e9
+        print(f"summary: {took} of {args.memory} MB; summary.duckdb {written:.1f} GB")
         with duckdb.connect(str(database), read_only=True) as connection:
             for table in ("lens", "top_tokens", "interventions", "stages", "curves", "effects"):
                 count = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
@@ -232,8 +231,7 @@ def run(args):
         for name in FIGURES:
             pictures = [f"--{kind}={results / 'figures' / name}.{kind}" for kind in ("svg", "png")]
             command = ["figures", "--name", name, "--database", str(database), *pictures]
-            seconds, peak = measured(command)
-            print(f"figure {name}: {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
+            print(f"figure {name}: {measured(command)}", flush=True)
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)
 
