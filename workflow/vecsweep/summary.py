@@ -140,7 +140,8 @@ def add_statistics(connection, resamples: int, seed: int = 0) -> None:
         connection.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT * FROM frame LIMIT 0")
         connection.execute(f"INSERT INTO {table} SELECT * FROM frame")
 
-    # A cell at a time: memory does not grow with the sweep.
+    # A cell at a time: memory does not grow with the sweep. One transaction: one write.
+    connection.begin()
     query = "SELECT DISTINCT model, task, prompt_set FROM stages ORDER BY ALL"
     for cell in connection.execute(query).fetchall():
         for labels, values in subsets(connection, *cell):
@@ -151,6 +152,7 @@ def add_statistics(connection, resamples: int, seed: int = 0) -> None:
     query = "SELECT DISTINCT model, ovector_task FROM interventions ORDER BY ALL"
     for cell in connection.execute(query).fetchall():
         add("effects", effect_frame(effects(connection, *cell, resamples, seed)))
+    connection.commit()
 
 
 def subsets(connection, model: str, task: str, prompt_set: str):
