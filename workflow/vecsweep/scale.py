@@ -77,7 +77,7 @@ SELECT $model AS model, i::INT AS token_id, ' t' || i AS token FROM range($vocab
 """
 
 PROMPTS = """
-SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'factual' AS kind, prompt_set,
+SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' AS kind, prompt_set,
        prompt_id::INT AS prompt_id, '' AS "group", false AS out_of_domain,
        'argument ' || prompt_id AS argument, 'answer ' || prompt_id AS answer,
        'demonstration' AS demonstrations, 'Q: argument ' || prompt_id || '?\\nA:' AS text,
@@ -94,7 +94,7 @@ WHERE prompt_id < if(prompt_set = 'novel', $novel, $prompts)
 ORDER BY prompt_set, prompt_id
 """
 
-# On dev six donors from every start layer; on test the chosen one and its controls.
+# On dev six donors from every start layer; on test one of them and its controls.
 INTERVENTIONS = """
 WITH settings AS (
     SELECT start_layer, donor, control,
@@ -161,7 +161,11 @@ def make(results: Path, size: Size) -> None:
                 write("lens", f"{cell}/{first}-{last}", lens[-1])
                 found = rows(INTERVENTIONS, **block, split="dev")
                 write("interventions", f"{cell}/{first}-{last}", found)
-            found = rows(INTERVENTIONS, **names, first=0, last=size.layers - 1, split="test")
+            # As in a sweep, the controls of one task only are tried from every start layer.
+            everywhere = task == size.names("task")[0]
+            middle = size.layers // 2
+            first, last = (0, size.layers - 1) if everywhere else (middle, middle)
+            found = rows(INTERVENTIONS, **names, first=first, last=last, split="test")
             write("selection", cell, found)
             write("stages", cell, stages_of(pa.concat_tables(lens)))
             vectors = [
