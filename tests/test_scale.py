@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 from collections import defaultdict
 
 import duckdb
@@ -104,6 +105,19 @@ def test_full_disk_is_said_in_one_line(results, query, tmp_path, limit):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"vecsweep summary: cannot write {tmp_path / 'summary.duckdb'}: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_summary_leaves_nothing_for_long(results, query, tmp_path):
+    command = scale.summary(results, SIZE, MEMORY)
+    command[command.index("--database") + 1] = str(tmp_path / "summary.duckdb")
+    process = subprocess.Popen([sys.executable, "-m", "vecsweep", *command])
+    while not (left := [*tmp_path.glob(".*/*")]) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert left and not (tmp_path / "summary.duckdb").exists()
+    assert main(command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.duckdb"]
 
 
 def test_refuses_a_folder_that_is_there(tmp_path, capsys):

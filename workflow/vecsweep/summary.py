@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(args):
     import duckdb
 
     files = grid_files(args.results, args.grid, args.tasks)
-    with replacing(args.database) as temporary, workplace(temporary) as folder:
+    with replacing(args.database) as temporary, workplace(args.database) as folder:
         database = Path(folder) / "summary.duckdb"
         try:
             with duckdb.connect(str(database), config=limits(args.memory)) as connection:
@@ -44,7 +45,7 @@ def run(args):
             raise Problem(f"{args.memory} MB of memory do not do: ask for more, {more}") from error
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
-            if "write" in reason:  # on a full disk, at whatever it was about to do
+            if "Could not write" in reason:  # the disk is full
                 raise Problem(f"cannot write {args.database}: {reason}") from error
             if isinstance(error, (duckdb.IOException, duckdb.InvalidInputException)):
                 raise Problem(f"a result is missing or damaged: {reason}; run again") from error
@@ -52,9 +53,16 @@ def run(args):
         os.replace(database, temporary)
 
 
-def workplace(beside: Path):
-    """A folder for the database that is made, with its log and what does not fit in memory."""
-    return tempfile.TemporaryDirectory(prefix=f"{beside.name}.", dir=beside.parent)
+def workplace(database: Path):
+    """A folder for the database that is made, with its log and what does not fit in memory.
+
+    Those of summaries that were killed are removed: they may hold gigabytes, and Snakemake's lock
+    lets no other summary run.
+    """
+    prefix = f".{database.name}.making."
+    for left in database.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=database.parent)
 
 
 def limits(memory: int) -> dict:
