@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vecsweep import Problem, selection
+from vecsweep import Problem, launch, selection
 from vecsweep.files import read_json
 from vecsweep.models import edits, forward, load, proof, sharded
 from vecsweep.models.edits import Edit
@@ -64,7 +64,7 @@ def load_described(path, shards: int, engine: str):
     return loaded
 
 
-def main(plan: dict):
+def main(plan: dict) -> int:
     torch.set_num_threads(1)
     for name, engine, path in plan["models"]:
         try:
@@ -75,8 +75,9 @@ def main(plan: dict):
         except Problem as problem:
             found = {"problem": str(problem)}
         torch.save(found, Path(plan["output"]) / f"{name}-{engine}-{sharded.rank()}.pt")
+    return 0
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
-    torch.distributed.destroy_process_group()
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    launch.as_rank(lambda: main(plan))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -43,40 +44,52 @@ def remove(project, *paths):
         (project.folder / "results" / path).unlink()
 
 
-def running(project, rule):
+def running(project, rule, wildcards=""):
     """Wait until a job of `rule` runs: (its number, its node)."""
     for _ in range(600):
         rows = project.cluster.run("squeue", "-h", "-t", "R", "-o", "%i|%N|%k").splitlines()
         for job, node, comment in (row.split("|", 2) for row in rows):
-            if comment.startswith(f"rule_{rule}"):
+            if comment.startswith(f"rule_{rule}_wildcards_{wildcards}"):
                 time.sleep(1)  # well started
                 return job, node
         time.sleep(0.1)
     raise AssertionError(f"no job of {rule} started")
 
 
+def processes(job):
+    """Slurm's own process of a running job, and all that it started."""
+    for process in psutil.process_iter(["cmdline"]):
+        if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{job}."):
+            yield from (process, *process.children(recursive=True))
+
+
 def states(project, rule):
-    """The states of the jobs of `rule` in this test, by number."""
+    """The states of the jobs of `rule` in this test, by wildcards, in their order."""
     rows = jobs(project.cluster, project.last)
     rows.sort(key=lambda row: int(row["JobIDRaw"]))
-    return [row["State"].split()[0] for row in rows if row["rule"] == rule]
+    found = {}
+    for row in rows:
+        if row["rule"] == rule:
+            found.setdefault(row["wildcards"], []).append(row["State"].split()[0])
+    return found
 
 
-def test_cancelled_job_is_tried_again(fault):
-    remove(fault, "stages/seq/towns.parquet")
-    sweep = fault.start(*RUN, END)
-    fault.cluster.run("scancel", running(fault, "stages")[0])
-    assert sweep.wait(timeout=180) == 0, fault.output()
-    assert states(fault, "stages") == ["CANCELLED", "COMPLETED"]
-
-
-def test_job_out_of_memory_gets_more(fault):
-    remove(fault, "stages/seq/towns.parquet")
-    # Less than Snakemake alone takes in the job: the sampling of Slurm finds it each time.
-    little = "stages:mem_mb=60 if attempt == 1 else 2000"
-    done = fault.slurm(END, "--set-resources", little)
-    assert done.returncode == 0, done.stdout
-    rows = [row for row in jobs(fault.cluster, fault.last) if row["rule"] == "stages"]
+def test_cancelled_hung_and_hungry_jobs_are_tried_again(fault):
+    remove(
+        fault, "stages/wide/verbs.parquet", "stages/seq/towns.parquet", "lens/seq/verbs/0-2.parquet"
+    )
+    # 60 MB are less than Snakemake alone takes in the job: Slurm's sampling finds it each time.
+    first = ("stages:runtime=1 if attempt == 1 else 20", "lens:mem_mb=60 if attempt == 1 else 2000")
+    sweep = fault.start(*RUN, END, "--set-resources", *first)
+    fault.cluster.run("scancel", running(fault, "stages", "wide_verbs")[0])
+    _, *hung = processes(running(fault, "stages", "seq_towns")[0])
+    for process in hung:
+        process.suspend()
+    assert sweep.wait(timeout=400) == 0, fault.output()
+    found = states(fault, "stages")
+    assert found["wide_verbs"] == ["CANCELLED", "COMPLETED"]
+    assert found["seq_towns"] == ["TIMEOUT", "COMPLETED"]
+    rows = [row for row in jobs(fault.cluster, fault.last) if row["rule"] == "lens"]
     asked = {row["ReqMem"]: row["State"] for row in rows}
     # Slurm 22.05 calls it FAILED when its sampling finds the job over its memory.
     assert asked.pop("60M") in ("FAILED", "OUT_OF_MEMORY")
@@ -110,32 +123,68 @@ def test_snakemake_killed_and_resumed(fault):
     assert max(ends[job][1] for job in left) <= min(ends[job][0] for job in new)
 
 
-def test_truncated_states_are_named_and_made_again(fault):
-    broken = fault.folder / "results" / "states" / "seq" / "towns.safetensors"
-    remove(fault, "lens/seq/towns/0-2.parquet")
-    stat = broken.stat()
-    os.truncate(broken, stat.st_size // 2)
-    os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    done = fault.slurm(END, "--retries", "0")
-    assert done.returncode
-    says = "results/states/seq/towns.safetensors is damaged"
-    assert says in done.stdout, done.stdout  # show-failed-logs
+def damage(path, change):
+    """Change a file's bytes and not its time, so that Snakemake sees nothing."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    path.write_bytes(change(data))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    data[len(data) * 3 // 4] ^= 4
+    return data
+
+
+@contextmanager
+def full_disk(folder):
+    """A disk of a few kB in place of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_damaged_states_and_a_full_disk_are_named(fault):
+    results = fault.folder / "results"
+    blocks = [f"lens/{cell}/0-2.parquet" for cell in ("seq/towns", "seq/verbs", "wide/towns")]
+    remove(fault, *blocks, "stages/wide/verbs.parquet")
+    broken = [results / "states" / "seq" / f"{task}.safetensors" for task in ("towns", "verbs")]
+    damage(broken[0], truncated)
+    damage(broken[1], flipped)
+    with full_disk(results / "lens" / "wide" / "towns"):
+        done = fault.slurm(END, "--retries", "0")
+    # The rest was finished; each failed job's log was printed, with a line that says what to do.
+    assert done.returncode == 1 and "Traceback" not in done.stdout
+    assert (results / "stages" / "wide" / "verbs.parquet").exists()
+    assert not [block for block in blocks if (results / block).exists()]
+    for task in ("towns", "verbs"):
+        says = f"vecsweep lens: results/states/seq/{task}.safetensors is damaged"
+        assert says in done.stdout, done.stdout
+        assert f"logs/lens/seq/{task}/0-2.log" in done.stdout
     assert "delete it and run again" in done.stdout
-    broken.unlink()
+    says = "cannot write results/lens/wide/towns/0-2.parquet: No space left on device"
+    assert says in done.stdout, done.stdout
+    for path in broken:
+        path.unlink()
     done = fault.slurm(END)
     assert done.returncode == 0, done.stdout
-    assert states(fault, "states") == ["COMPLETED"]
+    assert states(fault, "states") == {f"seq_{task}": ["COMPLETED"] for task in ("towns", "verbs")}
 
 
 def kill_node(cluster, node, job):
     """Kill a node's daemon, and all that its only job started, as a power cut does."""
-    victims = [int((cluster.folder / "pids" / f"slurmd.{node}").read_text())]
-    for process in psutil.process_iter(["cmdline"]):
-        if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{job}."):
-            victims += [process.pid, *(child.pid for child in process.children(recursive=True))]
-    for pid in victims:
-        if psutil.pid_exists(pid):
-            os.kill(pid, signal.SIGKILL)
+    daemon = int((cluster.folder / "pids" / f"slurmd.{node}").read_text())
+    for process in (psutil.Process(daemon), *processes(job)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def start_node(cluster, node):
@@ -158,4 +207,4 @@ def test_killed_node_loses_its_job_to_another(fault):
     code = sweep.wait(timeout=240)
     start_node(fault.cluster, node)
     assert code == 0, fault.output()
-    assert states(fault, "stages") == ["NODE_FAIL", "COMPLETED"]
+    assert states(fault, "stages") == {"seq_towns": ["NODE_FAIL", "COMPLETED"]}

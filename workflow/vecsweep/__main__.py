@@ -40,4 +40,6 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    if "RANK" in os.environ:
+        launch.as_rank(main)
     sys.exit(main())

@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from pathlib import Path
 
 from vecsweep import Problem
+
+MONITOR_SECONDS = 0.5  # how often the launcher looks at its ranks
 
 
 def ranks(shards: int, argv: list[str]) -> int:
@@ -28,6 +32,25 @@ def ranks(shards: int, argv: list[str]) -> int:
         return _on_this_node(shards, nodes, argv, folder)
 
 
+def as_rank(run) -> None:
+    """End one of the processes that `ranks` started with the exit code of `run()`."""
+    import torch
+
+    try:
+        code = run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the others may still need this rank's part of a sum
+    except Exception:
+        traceback.print_exc()
+        # Perhaps it is another rank that died: its end has to be seen first.
+        time.sleep(4 * MONITOR_SECONDS)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by the interpreter's own exit: gloo's threads still run, and now and then abort it.
+    os._exit(code)
+
+
 def _on_this_node(shards, nodes, argv, folder):
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -42,7 +65,7 @@ def _on_this_node(shards, nodes, argv, folder):
         nproc_per_node=shards // nodes,
         rdzv_endpoint=os.environ.get("VECSWEEP_HEAD", "127.0.0.1:0"),
         max_restarts=0,
-        monitor_interval=0.5,
+        monitor_interval=MONITOR_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ERR),
         **(static if nodes > 1 else {"rdzv_backend": "c10d"}),
     )

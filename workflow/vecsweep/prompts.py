@@ -111,8 +111,10 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
     rows.sort(key=lambda row: PROMPT_SETS.index(row["prompt_set"]))
     _drop_pairs(rows, settings["max_prompts"], seed)
     if all(row["dropped"] for row in rows):
-        raise Problem(f"task '{task.name}': no prompt is left: every row was dropped, the first "
-                      f"because {rows[0]['dropped']}; choose other words or another template")
+        raise Problem(
+            f"task '{task.name}': no prompt is left: every row was dropped, the first "
+            f"because {rows[0]['dropped']}; choose other words or another template"
+        )
     return rows
 
 
@@ -167,7 +169,9 @@ def _drop_pairs(rows, max_prompts, seed):
     for row in rows:
         if row["dropped"]:
             reasons.setdefault(row["prompt_id"], row["dropped"])
-    left = {row["prompt_id"]: row["out_of_domain"] for row in rows if row["prompt_id"] not in reasons}
+    left = {
+        row["prompt_id"]: row["out_of_domain"] for row in rows if row["prompt_id"] not in reasons
+    }
     if max_prompts and len(left) > max_prompts:
         order = random.Random(f"{seed} cap").sample(sorted(left), len(left))
         outside = [number for number in order if left[number]][: max_prompts // 4]

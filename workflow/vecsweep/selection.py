@@ -38,7 +38,9 @@ def arguments(parser):
     parser.add_argument("--vectors", type=Path, required=True, help="safetensors of ovectors")
     parser.add_argument("--rival", type=Path, nargs="*", default=[], help="another task's vectors")
     parser.add_argument("--search", type=Path, nargs="+", required=True, help="interventions")
-    parser.add_argument("--elsewhere", type=Path, nargs="*", default=[], help="other tasks' prompts")
+    parser.add_argument(
+        "--elsewhere", type=Path, nargs="*", default=[], help="other tasks' prompts"
+    )
     parser.add_argument("--all-layers", action="store_true", help="controls at every start layer")
 
 
@@ -188,9 +190,7 @@ def parts(engine, args, donor: tuple, vector, planned) -> list[Plan]:
     import torch
 
     prompt_id, layer = donor
-    row = next(
-        r for r in kept_rows(args.prompts, ("abstractive",)) if r["prompt_id"] == prompt_id
-    )
+    row = next(r for r in kept_rows(args.prompts, ("abstractive",)) if r["prompt_id"] == prompt_id)
     directions = Tensors(args.vectors)["directions"]
     plans = []
     shares, constant = neuron_parts(engine, layer, row["token_ids"])

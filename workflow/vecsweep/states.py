@@ -17,9 +17,13 @@ PROMPT_SETS = ("abstractive", "extractive")
 def arguments(parser):
     parser.add_argument("--model", type=Path, required=True, help="model.json")
     parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="Parquet, a task each")
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", required=True, help="Parquet, a task each"
+    )
     engine_arguments(parser)
-    parser.add_argument("--output", type=Path, nargs="+", required=True, help="safetensors to write")
+    parser.add_argument(
+        "--output", type=Path, nargs="+", required=True, help="safetensors to write"
+    )
 
 
 def engine_arguments(parser):

@@ -84,7 +84,9 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         return [f"{results}/{stage}/{m}/{t}.{ending}" for m in grid for t in names]
 
     def blocks(stage, names):
-        return [f"{results}/{stage}/{m}/{t}/{b}.parquet" for m in grid for t in names for b in grid[m]]
+        return [
+            f"{results}/{stage}/{m}/{t}/{b}.parquet" for m in grid for t in names for b in grid[m]
+        ]
 
     return {
         "models": [f"{results}/models/{model}/model.json" for model in grid],
@@ -129,7 +131,9 @@ def empty_table(stage: str, folder: str) -> str:
 
 def add_runs(connection, results: Path, files: dict[str, list[str]]) -> None:
     """Table `runs`: what made each result: code, packages, host, dtype, shards, model, prompts."""
-    paths = sorted({path for stage in files.values() for path in stage if path.endswith(".parquet")})
+    paths = sorted(
+        {path for stage in files.values() for path in stage if path.endswith(".parquet")}
+    )
     query = (SQL / "runs.sql").read_text()
     connection.execute(query, {"paths": paths, "start": len(f"{results}/") + 1})
 
@@ -227,7 +231,11 @@ def effects(connection, model: str, ovector_task: str, resamples: int, seed: int
         low, high = np.quantile(resampled_means(values, resamples, seed), [0.025, 0.975], axis=0)
         row = dict(zip((*SETTING, "scale"), key)) | {"units": len(group)}
         for k, measure in enumerate(MEASURES):
-            row |= {measure: values[:, k].mean(), f"{measure}_low": low[k], f"{measure}_high": high[k]}
+            row |= {
+                measure: values[:, k].mean(),
+                f"{measure}_low": low[k],
+                f"{measure}_high": high[k],
+            }
         table.append(row)
     return table
 
@@ -240,7 +248,8 @@ def effect_frame(rows: list[dict]):
     columns += [f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high")]
     types = {c: "str" for c in SETTING if not c.endswith("layer")} | {"units": "int32"}
     return pd.DataFrame(rows, columns=columns).astype(
-        types | {c: "int32" if c.endswith("layer") else "float64" for c in columns if c not in types}
+        types
+        | {c: "int32" if c.endswith("layer") else "float64" for c in columns if c not in types}
     )
 
 

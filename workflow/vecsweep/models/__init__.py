@@ -140,7 +140,9 @@ def readout_parts(name: str, skeleton, folder: Path) -> tuple[dict, dict]:
         None,
         skeleton.config.hidden_size,
     ):
-        raise Problem(f"model '{name}': no final norm or a projected head; early decoding needs both")
+        raise Problem(
+            f"model '{name}': no final norm or a projected head; early decoding needs both"
+        )
     files = Checkpoint(folder, skeleton)
     tensors = {"norm.weight": files[f"{family.final_norm}.weight"].float() + family.norm_offset}
     if getattr(norm, "bias", None) is not None:

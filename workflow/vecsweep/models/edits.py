@@ -132,7 +132,9 @@ def _recorded(engine: Engine):
 
 
 @torch.inference_mode()
-def clean_runs(engine: Engine, prompts: Sequence[Sequence[int]], variants: int) -> Iterator[CleanRun]:
+def clean_runs(
+    engine: Engine, prompts: Sequence[Sequence[int]], variants: int
+) -> Iterator[CleanRun]:
     """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens."""
     prefix = shared_prefix(prompts)
     prefix_calls = cache = None

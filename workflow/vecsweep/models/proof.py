@@ -36,7 +36,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> None:
     with hooks(handles), captured(engine) as states:
         run_decoder(engine, prompt)
     mask = torch.ones_like(prompt)
-    logits = engine.model(input_ids=prompt, attention_mask=mask, use_cache=False).logits[:, -1].cpu()
+    logits = (
+        engine.model(input_ids=prompt, attention_mask=mask, use_cache=False).logits[:, -1].cpu()
+    )
     tolerance = TOLERANCE[engine.model.dtype]
     family = engine.model.config.model_type
     for layer in range(len(engine.blocks)):

@@ -38,7 +38,9 @@ def choose(engine: str, shards: int, family: str, heads: int) -> str:
             raise Problem(f"engine: {engine} needs shards: 2 or more")
         return "single"
     if engine == "single":
-        raise Problem(f"engine: single runs on one device, but shards: {shards}; write engine: auto")
+        raise Problem(
+            f"engine: single runs on one device, but shards: {shards}; write engine: auto"
+        )
     if engine == "tensor":
         if family not in TENSOR_PARALLEL:
             raise Problem(

@@ -145,7 +145,7 @@ def _check_columns(task, path):
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(text)]
         except ValueError as error:
-            raise Problem(f"{path}: \"{text}\" is no template: {error}") from error
+            raise Problem(f'{path}: "{text}" is no template: {error}') from error
         for name in names:
             if name not in (None, "answer") and name not in task.rows[0]:
                 raise Problem(f"{path}: '{{{name}}}' in \"{text}\" is no column of its data")
