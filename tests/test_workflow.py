@@ -287,6 +287,78 @@ def test_setting_of_a_late_stage_reruns_from_there(project):
     assert outputs == {output for output in every if is_end(output)}
 
 
+SUMMARY = "results/summary.duckdb"
+
+
+@pytest.fixture(scope="module")
+def again(project, tmp_path_factory):
+    """The sweep in another folder, where every job of a model and the summary ran anew."""
+    folder = tmp_path_factory.mktemp("again") / "project"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    made = SimpleNamespace(folder=folder, code=project.code)
+    for path in finished(made):
+        if "par" in model_of(made, path) or of_the_end(made, path):
+            path.unlink()
+    done = snakemake(made, CONFIG, "--", SUMMARY)
+    assert done.returncode == 0 and "par: hidden states of towns" in done.stdout, done.stdout
+    assert "seq: hidden states" not in done.stdout
+    return made
+
+
+def test_the_same_sweep_gives_identical_tables(project, again):
+    names = [name for (name,) in query(project, "SELECT table_name FROM duckdb_tables()")]
+    assert {"lens", "interventions", "ablations", "curves", "effects", "runs"} <= {*names}
+    for name in names:
+        rows = query(project, f"SELECT * FROM {name} ORDER BY ALL")
+        assert rows == query(again, f"SELECT * FROM {name} ORDER BY ALL"), name
+    tables = sorted((project.folder / "results" / "tables").iterdir())
+    for path in tables:
+        other = again.folder / "results" / "tables" / path.name
+        assert path.read_bytes() == other.read_bytes(), path.name
+    assert len(tables) == len([*(again.folder / "results" / "tables").iterdir()]) > 5
+
+
+def test_a_model_removed_leaves_the_summary_and_its_files_wait_for_prune(again):
+    config = copy.deepcopy(CONFIG)
+    del config["models"]["par"]
+    before = finished(again)
+    done = snakemake(again, config, "--", SUMMARY)
+    assert done.returncode == 0 and "1 of 1 steps" in done.stdout, done.stdout
+    models = "SELECT table_name FROM duckdb_columns() WHERE column_name = 'model' AND NOT internal"
+    for (table,) in query(again, models):
+        found = query(again, f"SELECT DISTINCT model FROM {table}")
+        assert {model for (model,) in found} <= {"seq"}, table
+    assert query(again, "SELECT model FROM models") == [("seq",)]
+    left = finished(again)
+    assert all(left[path] == time for path, time in before.items() if not of_the_end(again, path))
+
+    def prune(answer):
+        command = [sys.executable, "-m", "vecsweep.prune", "--configfile", "run.yaml"]
+        environment = os.environ | {"PYTHONPATH": str(again.code / "workflow")}
+        return subprocess.run(
+            command, cwd=again.folder, env=environment, input=answer, capture_output=True, text=True
+        ).stdout
+
+    listed = prune("n\n")
+    assert "results/states/par" in listed and "nothing removed" in listed and "/seq" not in listed
+    assert finished(again) == left
+    assert "removed" in prune("y\n")
+    kept = {path: time for path, time in left.items() if "par" not in model_of(again, path)}
+    assert finished(again) == kept and len(kept) < len(left)
+    assert pending(again, config)[0] == {o for o in pending(again, config)[1] if "figures" in o}
+
+
+def of_the_end(project, path):
+    name = str(path.relative_to(project.folder))
+    return is_end(name) or name == "results/benchmarks/summary.tsv"
+
+
+def model_of(project, path):
+    """The names that a result's path has after its stage, without endings."""
+    parts = path.relative_to(project.folder / "results").with_suffix("").parts
+    return parts[2:] if parts[0] == "benchmarks" else parts[1:]
+
+
 @pytest.fixture
 def code(project):
     """The project's copy of the code, put back afterwards."""

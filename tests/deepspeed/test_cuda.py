@@ -7,6 +7,7 @@ import ranks
 import tiny
 import torch
 
+from vecsweep import gpu
 from vecsweep.models import load
 
 PROMPTS = [[9, 8, 7, 6, 5, last, 4] for last in (10, 11, 12)] + [[9, 8, 7, 6, 5, 4, 44, 45]]
@@ -35,3 +36,10 @@ def test_gpu_equals_cpu(kind, dtype, record_property):
     for name, expected in found["cpu"].items():
         off = (found["cuda"][name].float().cpu() - expected.float()).abs().max()
         assert off <= TOLERANCE[dtype] * max(expected.float().abs().max().item(), 1), name
+
+
+def test_report_of_gpu_memory(capsys):
+    held = torch.zeros(10**7, device="cuda")
+    gpu.report()
+    ((used, whole),) = gpu.found(capsys.readouterr().err)
+    assert held.nbytes // 10**6 <= used < whole

@@ -46,5 +46,5 @@ rule summary:
         "summary.duckdb and the tables"
     shell:
         "python -m vecsweep summary --results results --grid {params.grid:q} --tasks {params.tasks:q}"
-        " --resamples {params.resamples}"
+        " --resamples {params.resamples} --memory {resources.mem_mb}"
         " --database {output.database} --tables {output.tables} 2> {log}"

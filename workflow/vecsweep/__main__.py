@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from vecsweep import STEP_VERSIONS, Problem, launch
+from vecsweep import STEP_VERSIONS, Problem, gpu, launch
 
 
 def main(argv=None) -> int:
@@ -25,9 +25,12 @@ def main(argv=None) -> int:
 
             load.check(args.model, args.shards, args.engine, args.offload, args.ranks)
             return launch.ranks(args.shards, argv)
-        for module, args in jobs:
-            args.loaded = loaded
-            module.run(args)
+        try:
+            for module, args in jobs:
+                args.loaded = loaded
+                module.run(args)
+        finally:
+            gpu.report()  # before the error: that is the log's last line
     except Problem as problem:
         print(f"vecsweep {args.stage}: {problem}", file=sys.stderr)
         return 1

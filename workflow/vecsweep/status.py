@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from vecsweep import Problem, config as vecsweep_config
+from vecsweep import Problem, config as vecsweep_config, gpu
 from vecsweep.files import read_json
 from vecsweep.prune import read_config
 
@@ -44,7 +44,7 @@ def main(argv=None) -> int:
     parser.add_argument("--configfile", type=Path, default=Path("config.yaml"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--logs", type=Path, default=Path("logs"))
-    parser.add_argument("--jobs", action="store_true", help="time and memory of each rule's jobs")
+    parser.add_argument("--jobs", action="store_true", help="what each rule's jobs took")
     args = parser.parse_args(argv)
     try:
         config = vecsweep_config.checked(read_config(args.configfile))
@@ -52,7 +52,7 @@ def main(argv=None) -> int:
         print(f"vecsweep status: {problem}", file=sys.stderr)
         return 1
     cells = state_of_cells(config, args.results, args.logs, queued_jobs(Path.cwd()))
-    used = benchmarks(args.results / "benchmarks")
+    used = benchmarks(args.results / "benchmarks", args.logs)
     print_cells(cells)
     print_progress(cells, used)
     if args.jobs:
@@ -192,16 +192,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
-def benchmarks(folder: Path) -> dict[str, list[dict]]:
-    """What each finished job took, by stage, from Snakemake's benchmark files."""
+def benchmarks(folder: Path, logs: Path) -> dict[str, list[dict]]:
+    """What each finished job took, by stage, from Snakemake's benchmark files.
+
+    `gpus` are (MB used, MB of the GPU), one each, from the job's log; empty without GPUs.
+    """
     used = {}
     for path in sorted(folder.rglob("*.tsv")):
-        stage = path.relative_to(folder).parts[0].removesuffix(".tsv")
+        job = path.relative_to(folder)
+        stage = job.parts[0].removesuffix(".tsv")
+        log = logs / job.with_suffix(".log")
+        gpus = gpu.found(log.read_text(errors="replace")) if log.exists() else []
         with open(path) as file:
             for line in csv.DictReader(file, delimiter="\t"):
                 used.setdefault(stage, []).append(
                     {"seconds": number(line["s"]), "mb": number(line["max_rss"])}
-                    | {"load": number(line["mean_load"])}
+                    | {"load": number(line["mean_load"]), "gpus": gpus}
                 )
     return used
 
@@ -215,13 +221,18 @@ def number(text: str) -> float:
 
 
 def print_benchmarks(used: dict) -> None:
-    """Time, memory and processor load of each rule's jobs."""
+    """Time, memory, processor load and GPU memory of each rule's jobs; - without a GPU."""
     table = [["rule", "jobs", "mean s", "longest s", "mean MB", "most MB", "CPUs busy"]]
+    table[0] += ["GPUs", "most GPU MB"]
     for stage, jobs in used.items():
         seconds, mb = [job["seconds"] for job in jobs], [job["mb"] for job in jobs]
         times = [f"{value:.0f}" for value in (mean(seconds), max(seconds), mean(mb), max(mb))]
         load = mean(job["load"] for job in jobs) / 100
-        table.append([stage, len(jobs), *times, f"{load:.1f}"])
+        # The fullest GPU: the one that a larger batch would overflow.
+        fullest = max((each for job in jobs for each in job["gpus"]), default=None)
+        share = f"{fullest[0]} of {fullest[1]}" if fullest else "-"
+        most = max(len(job["gpus"]) for job in jobs)
+        table.append([stage, len(jobs), *times, f"{load:.1f}", most or "-", share])
     print()
     print_table(table)
 

@@ -1,7 +1,10 @@
 """Stage `summary`: all results in one DuckDB database, and the tables that people read."""
 
 import json
+import os
+import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from vecsweep import Problem
@@ -19,6 +22,7 @@ def arguments(parser):
         "--tasks", type=json.loads, required=True, help="JSON: lists all, injected and ablated"
     )
     parser.add_argument("--resamples", type=int, required=True, help="bootstrap resamples")
+    parser.add_argument("--memory", type=int, default=8000, help="MB that the job may take [8000]")
     parser.add_argument("--database", type=Path, required=True, help="DuckDB file to write")
     parser.add_argument("--tables", type=Path, required=True, help="folder for CSV tables")
 
@@ -27,17 +31,47 @@ def run(args):
     """Build the database from the grid's files and nothing else, then the CSV tables."""
     import duckdb
 
-    with replacing(args.database) as temporary:
-        with duckdb.connect(str(temporary)) as connection:
-            files = grid_files(args.results, args.grid, args.tasks)
-            try:
+    files = grid_files(args.results, args.grid, args.tasks)
+    with replacing(args.database) as temporary, workplace(args.database) as folder:
+        database = Path(folder) / "summary.duckdb"
+        try:
+            with duckdb.connect(str(database), config=limits(args.memory)) as connection:
                 build(connection, files, args.tasks["injected"])
                 add_runs(connection, args.results, files)
-            except (duckdb.IOException, duckdb.InvalidInputException) as error:
-                reason = str(error).splitlines()[0]
+                add_statistics(connection, args.resamples)
+                write_tables(connection, args.tables)
+        except duckdb.OutOfMemoryException as error:
+            more = f"--set-resources summary:mem_mb={2 * args.memory}"
+            raise Problem(f"{args.memory} MB of memory do not do: ask for more, {more}") from error
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            if "Could not write" in reason:  # the disk is full
+                raise Problem(f"cannot write {args.database}: {reason}") from error
+            if isinstance(error, (duckdb.IOException, duckdb.InvalidInputException)):
                 raise Problem(f"a result is missing or damaged: {reason}; run again") from error
-            add_statistics(connection, args.resamples)
-            write_tables(connection, args.tables)
+            raise
+        os.replace(database, temporary)
+
+
+def workplace(database: Path):
+    """A folder for the database that is made, with its log and what does not fit in memory.
+
+    Those of summaries that were killed are removed: they may hold gigabytes, and Snakemake's lock
+    lets no other summary run.
+    """
+    prefix = f".{database.name}.making."
+    for left in database.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=database.parent)
+
+
+def limits(memory: int) -> dict:
+    """DuckDB's settings for a job of `memory` MB; what does not fit goes to disk.
+
+    One thread sums in one order: the same results give the same tables, to the last digit.
+    """
+    # The rest is Python, pandas, and what DuckDB does not count.
+    return {"memory_limit": f"{memory * 6 // 10}MB", "threads": 1}
 
 
 def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
@@ -111,38 +145,51 @@ def add_statistics(connection, resamples: int, seed: int = 0) -> None:
     (layer + 1) / layers, from which on the answer's mean reciprocal rank is the larger one.
     Subset `correct` holds the prompts that are answered correctly, `all` every prompt.
     """
-    import numpy as np
     import pandas as pd
 
-    groups = connection.execute(
-        "SELECT DISTINCT model, task, prompt_set FROM stages ORDER BY ALL"
-    ).fetchall()
-    curves, crossovers = [], []
-    for model, task, prompt_set in groups:
-        rows = connection.execute(
-            """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
-               FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
-               WHERE site = 'resid_post' AND (model, task, prompt_set) = (?, ?, ?)
-               ORDER BY target, layer, prompt_id""",
-            [model, task, prompt_set],
-        ).df()
-        for subset in ("all", "correct"):
-            chosen = rows if subset == "all" else rows[rows.correct]
-            if chosen.empty:
-                continue
-            wide = chosen.pivot(
-                index="prompt_id", columns=["target", "layer"], values="reciprocal_rank"
-            ).sort_index(axis=1)
-            labels = {"model": model, "task": task, "prompt_set": prompt_set, "subset": subset}
-            values = np.stack([wide["argument"].values, wide["answer"].values], axis=1)
+    def add(table, rows):
+        connection.register("frame", rows)
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT * FROM frame LIMIT 0")
+        connection.execute(f"INSERT INTO {table} SELECT * FROM frame")
+
+    # A cell at a time: memory does not grow with the sweep. One transaction: one write.
+    connection.begin()
+    query = "SELECT DISTINCT model, task, prompt_set FROM stages ORDER BY ALL"
+    for cell in connection.execute(query).fetchall():
+        for labels, values in subsets(connection, *cell):
             drawn = resampled_means(values, resamples, seed)
-            curves += curve_rows(values, drawn, labels)
-            crossovers.append(crossover_row(values, drawn, labels))
-    tables = {"curves": pd.DataFrame(curves), "crossovers": pd.DataFrame(crossovers)}
-    tables["effects"] = effects(connection, resamples, seed)
-    for name, frame in tables.items():
-        connection.register("frame", frame)
-        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM frame")
+            add("curves", pd.DataFrame(curve_rows(values, drawn, labels)))
+            add("crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
+    add("effects", effect_frame([]))
+    query = "SELECT DISTINCT model, ovector_task FROM interventions ORDER BY ALL"
+    for cell in connection.execute(query).fetchall():
+        add("effects", effect_frame(effects(connection, *cell, resamples, seed)))
+    connection.commit()
+
+
+def subsets(connection, model: str, task: str, prompt_set: str):
+    """(labels, reciprocal ranks [prompts, 2, layers]) of the subsets `all` and `correct`.
+
+    A subset without prompts is left out.
+    """
+    import numpy as np
+
+    rows = connection.execute(
+        """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
+           FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
+           WHERE site = 'resid_post' AND model = ? AND task = ? AND prompt_set = ?
+           ORDER BY target, layer, prompt_id""",
+        [model, task, prompt_set],
+    ).df()
+    for subset in ("all", "correct"):
+        chosen = rows if subset == "all" else rows[rows.correct]
+        if chosen.empty:
+            continue
+        wide = chosen.pivot(
+            index="prompt_id", columns=["target", "layer"], values="reciprocal_rank"
+        ).sort_index(axis=1)
+        labels = {"model": model, "task": task, "prompt_set": prompt_set, "subset": subset}
+        yield labels, np.stack([wide["argument"].values, wide["answer"].values], axis=1)
 
 
 # What is averaged over the prompts of an intervention; each mean gets a band.
@@ -161,21 +208,22 @@ MEASURES = (
 SETTING = ("model", "ovector_task", "task", "domain", "control", "start_layer", "end_layer", "mode")
 
 
-def effects(connection, resamples: int, seed: int):
-    """A row for each intervention on test: means over prompts with bands, a pandas frame.
+def effects(connection, model: str, ovector_task: str, resamples: int, seed: int) -> list[dict]:
+    """A row for each intervention with a task's vectors on test: means over prompts with bands.
 
     Repeats of a control (random vectors, unrelated prompts) are averaged prompt by prompt first.
     Rows with control `donor` are means over the other donors, with bands over donors.
     """
     import numpy as np
-    import pandas as pd
 
     listed = ", ".join((*SETTING, "scale"))
     unit = "CASE WHEN control = 'donor' THEN donor ELSE prompt_id END"
     averages = ", ".join(f"avg({measure}) AS {measure}" for measure in MEASURES)
     rows = connection.execute(
         f"""SELECT {listed}, {unit} AS unit, {averages}
-            FROM outcomes WHERE split = 'test' GROUP BY ALL ORDER BY ALL"""
+            FROM outcomes WHERE split = 'test' AND model = ? AND ovector_task = ?
+            GROUP BY ALL ORDER BY ALL""",
+        [model, ovector_task],
     ).df()
     table = []
     for key, group in rows.groupby([*SETTING, "scale"], sort=True):
@@ -189,10 +237,17 @@ def effects(connection, resamples: int, seed: int):
                 f"{measure}_high": high[k],
             }
         table.append(row)
+    return table
+
+
+def effect_frame(rows: list[dict]):
+    """Rows of `effects` as a pandas frame whose columns have types, also without rows."""
+    import pandas as pd
+
     columns = [*SETTING, "scale", "units"]
     columns += [f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high")]
     types = {c: "str" for c in SETTING if not c.endswith("layer")} | {"units": "int32"}
-    return pd.DataFrame(table, columns=columns).astype(
+    return pd.DataFrame(rows, columns=columns).astype(
         types
         | {c: "int32" if c.endswith("layer") else "float64" for c in columns if c not in types}
     )
@@ -202,9 +257,15 @@ def resampled_means(values, resamples: int, seed: int):
     """Bootstrap means over the first axis: values [prompts, ...] -> [resamples, ...]."""
     import numpy as np
 
-    count = len(values)
-    weights = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
-    return np.tensordot(weights / count, values, axes=1)
+    return np.tensordot(shares(len(values), resamples, seed), values, axes=1)
+
+
+@lru_cache(maxsize=2)
+def shares(count: int, resamples: int, seed: int):
+    """How much each of `count` values weighs in each resample, [resamples, count]."""
+    import numpy as np
+
+    return np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples) / count
 
 
 def curve_rows(values, drawn, labels: dict) -> list[dict]:

@@ -28,8 +28,10 @@ def run(args):
     if args.name not in FIGURES:
         raise Problem(f"no figure '{args.name}'; there are {', '.join(FIGURES)}")
     try:
-        # One thread gives rows in one order, and equal figures are equal files.
-        connection = duckdb.connect(str(args.database), read_only=True, config={"threads": 1})
+        # One thread gives rows in one order, and equal figures are equal files. Figures are drawn
+        # on the login node of a cluster: they must not take its memory.
+        limits = {"threads": 1, "memory_limit": "2GB"}
+        connection = duckdb.connect(str(args.database), read_only=True, config=limits)
     except duckdb.Error as error:
         raise Problem(f"cannot read {args.database}: {' '.join(str(error).split())}") from error
     with connection, matplotlib.rc_context(style()):

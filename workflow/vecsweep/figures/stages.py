@@ -243,15 +243,18 @@ def draw_tokens(connection, panel, row: dict) -> None:
     import seaborn
     from matplotlib.patches import Rectangle
 
+    # Both tables are filtered, column by column: each may have 100 million rows.
+    keys = ("model", "task", "prompt_set", "prompt_id")
+    one = " AND ".join(f"{key} = ${key}" for key in keys)
     cells = records(
         connection,
-        """SELECT layer, site, token, t.probability,
-                  bool_or(rank = 0) FILTER (target = 'argument') AS is_argument,
-                  bool_or(rank = 0) FILTER (target = 'answer') AS is_answer
-           FROM top_tokens AS t JOIN lens USING (model, task, prompt_set, prompt_id, layer, site)
-           WHERE position = 0 AND (model, task, prompt_set, prompt_id) = (?, ?, ?, ?)
-           GROUP BY ALL ORDER BY layer, site""",
-        [row[key] for key in ("model", "task", "prompt_set", "prompt_id")],
+        f"""SELECT layer, site, token, t.probability,
+                   bool_or(rank = 0) FILTER (target = 'argument') AS is_argument,
+                   bool_or(rank = 0) FILTER (target = 'answer') AS is_answer
+            FROM (FROM top_tokens WHERE position = 0 AND {one}) AS t
+            JOIN (FROM lens WHERE {one}) USING (layer, site)
+            GROUP BY ALL ORDER BY layer, site""",
+        {key: row[key] for key in keys},
     )
     sites = [site for site in SITES if site in {cell["site"] for cell in cells}]
     layers = row["layers"]
