@@ -134,7 +134,7 @@ def task_groups(model):
     old = json.loads(noted.read_text()) if noted.exists() else {}
     size = config["models"][model]["tasks_per_job"]
     found = {}
-    for stage, tasks in LOADING.items():
+    for stage, tasks in BY_TASK.items():
         before = old.get(stage, [])
         groups = [kept for group in before if (kept := [task for task in group if task in tasks])]
         new = [task for task in tasks if not any(task in group for group in groups)]
@@ -142,9 +142,13 @@ def task_groups(model):
     return found
 
 
-# The stages that load the model, each with its tasks.
-LOADING = {
+# The stages that have a job for each task, with those tasks.
+BY_TASK = {
+    "prompts": TASKS,
     "states": TASKS,
+    "lens": TASKS,
+    "stages": TASKS,
+    "ovectors": INJECTED,
     "interventions": INJECTED,
     "selection": INJECTED,
     "ablations": ABLATED,

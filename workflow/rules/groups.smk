@@ -2,12 +2,14 @@ from types import SimpleNamespace
 
 from snakemake.utils import format as filled
 
-# A model with tasks_per_job takes several tasks for each time that it is loaded: a rule for each
+# A job of a model with tasks_per_job takes several tasks, and loads the model once: a rule for each
 # group of them, made of what the stage's own rule says for each task.
+IN_BLOCKS = ("lens", "interventions")
+LONG = ("interventions", "selection", "ablations")
 
 
 def of_task(stage, **wildcards):
-    """The inputs, the output and the command of a stage's rule for one task."""
+    """The inputs, the outputs and the command of a stage's rule for one task."""
     own, wildcards = getattr(rules, stage), SimpleNamespace(**wildcards)
 
     def made(items):
@@ -16,14 +18,16 @@ def of_task(stage, **wildcards):
             for name, value in items
         }
 
-    inputs, (output,) = made(own.input.items()), expand(own.output, **vars(wildcards))
+    inputs = made(own.input.items())
+    outputs = [expand(name, **vars(wildcards))[0] for name in own.output]
+    named = {name: expand(value, **vars(wildcards))[0] for name, value in own.output.items()}
     params = {
         name: value(wildcards) if callable(value) else value for name, value in own.params.items()
     }
     command = filled(
         own.rule.shellcmd,
         input=SimpleNamespace(**inputs),
-        output=output,
+        output=SimpleNamespace(**named) if named else outputs[0],
         params=SimpleNamespace(**params),
         wildcards=wildcards,
         log="",
@@ -31,7 +35,7 @@ def of_task(stage, **wildcards):
     files = [
         file for value in inputs.values() for file in ([value] if isinstance(value, str) else value)
     ]
-    return files, output, command.removeprefix("python -m vecsweep ").removesuffix(" 2> ")
+    return files, outputs, command.removeprefix("python -m vecsweep ").removesuffix(" 2> ")
 
 
 def of_group(stage, model, tasks, layers):
@@ -39,13 +43,14 @@ def of_group(stage, model, tasks, layers):
     first, last = layers.split("-") if layers else ("", "")
     made = [of_task(stage, model=model, task=task, first=first, last=last) for task in tasks]
     files = dict.fromkeys(file for inputs, _, _ in made for file in inputs)
-    return list(files), [output for _, output, _ in made], " --and ".join(c for *_, c in made)
+    outputs = [output for _, outputs, _ in made for output in outputs]
+    return list(files), outputs, " --and ".join(command for *_, command in made)
 
 
 for model, by_stage in TASK_GROUPS.items():
     for stage, groups in by_stage.items():
         for members in groups:
-            for layers in layer_blocks(model) if stage == "interventions" else [""]:
+            for layers in layer_blocks(model) if stage in IN_BLOCKS else [""]:
                 inputs, outputs, command = of_group(stage, model, members, layers)
                 parts = [stage, model, members[0], *([layers] if layers else [])]
                 place = "/".join(parts)
@@ -62,10 +67,10 @@ for model, by_stage in TASK_GROUPS.items():
                     benchmark:
                         f"results/benchmarks/{place}.tsv"
                     conda:
-                        "../../envs/engine.yaml"
+                        f"../../envs/{'tables' if stage == 'stages' else 'engine'}.yaml"
                     resources:
-                        # States take seconds a task.
-                        **asks(stage, model, 1 if stage == "states" else len(members)),
+                        # The others take seconds a task.
+                        **asks(stage, model, len(members) if stage in LONG else 1),
                     params:
                         command=command,
                         step=STEP_VERSIONS[stage],

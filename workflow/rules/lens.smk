@@ -10,6 +10,8 @@ rule lens:
         "logs/lens/{model}/{task}/{first}-{last}.log",
     benchmark:
         "results/benchmarks/lens/{model}/{task}/{first}-{last}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/engine.yaml"
     resources:

@@ -11,6 +11,8 @@ rule ovectors:
         "logs/ovectors/{model}/{task}.log",
     benchmark:
         "results/benchmarks/ovectors/{model}/{task}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/engine.yaml"
     resources:

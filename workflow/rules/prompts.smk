@@ -9,6 +9,8 @@ rule prompts:
         "logs/prompts/{model}/{task}.log",
     benchmark:
         "results/benchmarks/prompts/{model}/{task}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/engine.yaml"
     resources:

@@ -7,6 +7,8 @@ rule stages:
         "logs/stages/{model}/{task}.log",
     benchmark:
         "results/benchmarks/stages/{model}/{task}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/tables.yaml"
     resources:
