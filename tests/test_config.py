@@ -171,6 +171,20 @@ def test_bad_value(path, value, says):
     assert says in problem(edited(path, value))
 
 
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"preshard": True}, "models > here: preshard: true needs shards: 2 or more"),
+        ({"offload": True, "engine": "tensor"}, "models > here: engine: tensor cannot offload"),
+        ({"offload": True, "engine": "single"}, "models > here: engine: single cannot offload"),
+    ],
+)
+def test_settings_at_odds(changes, says):
+    assert says in problem(edited(["models", "here"], SMALL["models"]["here"] | changes))
+    fine = {"shards": 2, "preshard": True, "offload": True, "engine": "zero"}
+    config.checked(edited(["models", "here"], SMALL["models"]["here"] | fine))
+
+
 def test_mistakes_in_models_whose_names_are_numbers_and_words():
     changed = edited(["models", 7], {})
     changed["models"]["here"]["layers"] = 0

@@ -79,6 +79,15 @@ def assert_outcomes(model, rows, prompts, vector_of):
     assert sharp > 0.9 * 4 * len(rows)
 
 
+def test_a_block_above_the_end_loads_no_model(family, tmp_path, monkeypatch):
+    made = cell(family, tmp_path, end_depth=0.3)
+    monkeypatch.setattr(load, "load", None)
+    block = {"first": 1, "last": 2}
+    assert run_cell("interventions", family, made, "above.parquet", **block) == []
+    with pytest.raises(TypeError):  # it would be loaded for the layers below
+        run_cell("interventions", family, made, "below.parquet", first=0, last=0)
+
+
 @pytest.mark.parametrize("position, end_depth", [("all", 1), ("last", 0.7)])
 def test_search_equals_plain_hooks(family, tmp_path, position, end_depth):
     made = cell(family, tmp_path, position=position, end_depth=end_depth)

@@ -55,6 +55,25 @@ def test_bloom_needs_a_node_of_80_gb_or_two_of_40(bloom):
     assert plan.suggested(settings | {"engine": "zero"}, bloom, 80, 8) == 14
 
 
+def test_bloom_in_host_memory(bloom, capsys, tmp_path):
+    """With offload a device holds a tensor and its part: 6.70 x (1 + 1 / shards) GiB."""
+    settings = settings_of(PAPER, "bloom-176b") | {"offload": True}
+    assert bloom.on_device("zero", 8, True) / plan.GIB == pytest.approx(6.70 * 9 / 8, abs=0.01)
+    assert bloom.on_device("tensor", 8, False) == bloom.held("tensor", 8)
+    assert plan.engine_for(settings, bloom, 1) == plan.engine_for(settings, bloom, 8) == "zero"
+    assert plan.suggested(settings, bloom, 80, 8) == 1
+    with pytest.raises(Problem, match="engine: tensor cannot offload"):
+        plan.engine_for(settings | {"engine": "tensor"}, bloom, 8)
+    file = tmp_path / "config.yaml"
+    text = PAPER.read_text()
+    file.write_text(text.replace("    shards: 8", "    shards: 8\n    offload: true"))
+    assert main(["plan", "bloom-176b", "--configfile", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "weights in host memory, 328.3 GiB a rank; at most 13.4 GiB of them" in text
+    (row,) = [line.split() for line in text.splitlines() if "(config)" in line]
+    assert row[3] == "-" and row[4] == "41.0" and "yes" in row
+
+
 @pytest.mark.parametrize("file, name", MODELS, ids=lambda value: getattr(value, "stem", value))
 def test_sizes_of_every_model_in_the_configs(file, name):
     settings = settings_of(file, name)

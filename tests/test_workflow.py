@@ -9,10 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 import yaml
 from conftest import REPO
+from safetensors.torch import load_file
 
 BIN = Path(sys.executable).parent
 CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles"]
@@ -208,23 +211,59 @@ def test_a_task_more_runs_its_own_jobs(project):
     assert {stage_of(o) for o in outputs} == {"prompts", "states", "lens", "stages", "end"}
 
 
-def test_tasks_taken_together_stay_together(project):
-    """tasks_per_job: one load for a group of tasks, and a task added later reruns no group."""
-    config = edited(
+GROUPED = ("states", "interventions", "selection", "ablations")  # stages that load the model
+
+
+def grouped(*changes):
+    """A config whose model `both` is `seq` with two tasks for each time that it is loaded."""
+    return edited(
         ("models", {"both": CONFIG["models"]["seq"] | {"tasks_per_job": 2}}),
-        ("interventions", "tasks", []),
-        ("ablations", "tasks", []),
+        ("interventions", "tasks", None),
+        ("ablations", "tasks", None),
+        *changes,
     )
-    states = [f"results/states/both/{task}.safetensors" for task in TASKS]
-    done = snakemake(project, config, "--", *states)
+
+
+def rows_of(path):
+    """The rows of a table of one model, without its name."""
+    return pq.read_table(path).drop_columns("model").to_pylist()
+
+
+def test_tasks_taken_together(project):
+    """tasks_per_job: one load for a group of tasks, the same numbers, and no group runs again."""
+    goals = [f"results/{stage}/both/{task}.parquet" for stage in GROUPED[2:] for task in TASKS]
+    done = snakemake(project, grouped(), "--", *goals)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("both: hidden states of towns, verbs") == 1
-    config["tasks"]["more"] = {"file": "tasks/verbs.yaml"}
-    states.append("results/states/both/more.safetensors")
-    done = snakemake(project, config, "--dry-run", "--", *states)
+    results, logs = project.folder / "results", project.folder / "logs"
+    for stage, jobs in zip(GROUPED, (1, 2, 1, 1)):  # of interventions one a layer block
+        assert done.stdout.count(f"both: {stage} of towns, verbs") == jobs
+        written = [log.read_text() for log in (logs / stage / "both").rglob("*.log")]
+        # A random model has no o-vectors, so that nothing is to be loaded for.
+        loads = 1 if stage in ("states", "ablations") else 0
+        assert [text.count("engine: single") for text in written] == [loads] * jobs
+    one, two = (load_file(results / "states" / n / "verbs.safetensors") for n in ("seq", "both"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (rows_of(results / "ablations" / n / "verbs.parquet") for n in ("seq", "both"))
+    assert one and one == two
+    # A task more makes groups of its own.
+    config = grouped(("tasks", "more", {"file": "tasks/verbs.yaml"}))
+    goals += [f"results/{stage}/both/more.parquet" for stage in GROUPED[2:]]
+    done = snakemake(project, config, "--dry-run", "--", *goals)
     assert done.returncode == 0, done.stdout
-    assert "both: hidden states of more" in done.stdout
-    assert "hidden states of towns" not in done.stdout
+    for stage in GROUPED:
+        assert f"both: {stage} of more" in done.stdout
+        assert f"{stage} of towns" not in done.stdout
+
+
+def test_slices_are_written_only_where_asked_for(project):
+    sharded = CONFIG["models"]["seq"] | {"shards": 2}
+    config = edited(("models", "whole", sharded), ("models", "ready", sharded | {"preshard": True}))
+    for name in ("whole", "ready"):
+        goal = f"results/states/{name}/towns.safetensors"
+        done = snakemake(project, config, "--dry-run", "--printshellcmds", "--", goal)
+        assert done.returncode == 0, done.stdout
+        assert ("the slices of each rank" in done.stdout) == (name == "ready")
+        assert (f"--ranks results/preshard/{name}" in done.stdout) == (name == "ready")
 
 
 def test_a_tasks_setting_reruns_that_task(project):

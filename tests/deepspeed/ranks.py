@@ -3,17 +3,20 @@
     torchrun --nproc-per-node 2 ranks.py PLAN
 
 PLAN is JSON: `prompts` (token ids), `output` (a folder), and `models`, pairs of (name, engine)
-with the path of the model's model.json; for those in `compute` all is computed. Each rank writes
-OUTPUT/NAME-ENGINE-RANK.pt. Many models run in one process group, since imports take long.
+with the path of the model's model.json; for those in `compute` all is computed. An engine may be
+"zero offload", or one with " ready" after it, for a start from what stage preshard writes to
+OUTPUT/NAME-ENGINE. Each rank writes OUTPUT/NAME-ENGINE-RANK.pt. Many models run in one process
+group, since imports take long.
 """
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-from vecsweep import Problem, launch, selection
+from vecsweep import Problem, launch, preshard, selection
 from vecsweep.files import read_json
 from vecsweep.models import edits, forward, load, proof, sharded
 from vecsweep.models.edits import Edit
@@ -55,10 +58,15 @@ def compute(engine, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     return found
 
 
-def load_described(path, shards: int, engine: str):
-    """The proven engine of a model.json."""
+def load_described(path, shards: int, engine: str, folder=None):
+    """The proven engine of a model.json; `folder` is for what preshard writes."""
     path = Path(path)
-    loaded = load.load(read_json(path), path, BATCH_TOKENS, shards, engine)
+    engine, _, way = engine.partition(" ")
+    how = {"shards": shards, "engine": engine, "offload": way == "offload"}
+    if way == "ready":
+        preshard.run(Namespace(model=path, batch_tokens=1, output=folder, **how))
+        how["ready"] = folder
+    loaded = load.load(read_json(path), path, BATCH_TOKENS, **how)
     readout = Readout.load(path.with_name("readout.safetensors")) if loaded.leader else None
     proof.prove(loaded, readout, [3, 4, 5, 6])
     return loaded
@@ -68,8 +76,10 @@ def main(plan: dict) -> int:
     torch.set_num_threads(1)
     for name, engine, path in plan["models"]:
         try:
-            loaded = load_described(path, plan["shards"], engine)
+            folder = Path(plan["output"]) / f"{name}-{engine}"
+            loaded = load_described(path, plan["shards"], engine, folder)
             found = compute(loaded, plan["prompts"]) if name in plan["compute"] else {}
+            found["held"] = {n: p.clone() for n, p in sharded.parts_of(loaded.model).items()}
             found["bytes"] = torch.tensor(sharded.bytes_held(loaded.model))
             del loaded
         except Problem as problem:

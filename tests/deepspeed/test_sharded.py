@@ -20,10 +20,12 @@ import torch
 import transformers
 import yaml
 from conftest import REPO, command, describe, main
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vecsweep import Problem, plan
 from vecsweep.files import Tensors, read_table, write_table
+from vecsweep.models import ranks as rank_files
 from vecsweep.models.sharded import TENSOR_PARALLEL
 
 SHARDS = 2
@@ -39,6 +41,11 @@ def engines_of(kind):
 
 
 CASES = [(kind, engine) for kind in tiny.KINDS for engine in engines_of(kind)]
+# Other ways to the same numbers: slices written before, weights kept in host memory.
+WAYS = [
+    (kind, f"{engine} ready") for kind in ("gpt2", "bloom", "llama") for engine in engines_of(kind)
+]
+WAYS += [("gpt2", "zero offload"), ("llama", "zero offload")]
 
 
 def described(folder, kind, **options):
@@ -93,7 +100,7 @@ def sharded_run(tmp_path_factory):
         stages[name] = described(folder / name, "bloom", shard_size="20KB")
         change_tensors(stages[name].folder, change)
     extra = [SLIM, *BROKEN]
-    cases = [*CASES, *((name, engine) for name in extra for engine in ("tensor", "zero"))]
+    cases = [*CASES, *WAYS, *((name, engine) for name in extra for engine in ("tensor", "zero"))]
     output = folder / "found"
     output.mkdir()
     plan = {
@@ -114,7 +121,8 @@ def sharded_run(tmp_path_factory):
         for name, engine in cases
         for rank in range(SHARDS)
     }
-    return SimpleNamespace(stages=stages, found=found, single={}, log=done.stderr)
+    made = {"stages": stages, "found": found, "output": output}
+    return SimpleNamespace(**made, single={}, log=done.stderr)
 
 
 def single(run, kind):
@@ -138,6 +146,7 @@ def test_every_rank_finds_what_one_process_does(sharded_run, kind, engine):
     for rank in range(SHARDS):
         found = dict(sharded_run.found[kind, engine, rank])
         held = found.pop("bytes")
+        found.pop("held")
         assert found.keys() == expected.keys()
         worst = max((off(found[name], expected[name]), name) for name in expected)
         assert worst[0] <= 1e-4, worst
@@ -196,6 +205,95 @@ def test_plan_knows_what_a_rank_holds(sharded_run, kind, engine):
     planned = plan.Facts(kind, settings).held(engine, SHARDS)
     for rank in range(SHARDS):
         assert sharded_run.found[kind, engine, rank]["bytes"].item() == planned
+
+
+def flattened(found):
+    return found.pop("held") | found
+
+
+@pytest.mark.parametrize("kind, way", WAYS)
+def test_every_way_is_the_same(sharded_run, kind, way):
+    """Parameters, states and edited runs, bit for bit."""
+    for rank in range(SHARDS):
+        plain, other = (
+            flattened(dict(sharded_run.found[kind, engine, rank]))
+            for engine in (way.split()[0], way)
+        )
+        assert plain.keys() == other.keys() and len(plain) > 60
+        assert not [name for name in plain if not torch.equal(plain[name], other[name])]
+
+
+@pytest.mark.parametrize("engine, shards", [("single", 1), ("single", 2), ("tensor", 2)])
+def test_only_zero_offloads(bloom, tmp_path, refused, engine, shards):
+    arguments = states(bloom, tmp_path, shards=shards, engine=engine)[3:]
+    last = refused([*arguments, "--offload"])
+    assert last.endswith(f"engine: {engine} cannot offload; write engine: zero or auto")
+
+
+def test_offload_on_one_device(bloom, tmp_path):
+    """The states of one process; weights outside the device need no second one."""
+    for name, options in {"plain": [], "offload": ["--offload"]}.items():
+        (tmp_path / name).mkdir()
+        arguments = states(bloom, tmp_path / name, shards=1)[3:]
+        assert main([*map(str, arguments), *options]) == 0
+    one, two = (
+        Tensors(tmp_path / name / "results" / "states.safetensors") for name in ("plain", "offload")
+    )
+    assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# Slices written before, and what may be wrong with them
+
+
+def noted(**changes):
+    """A change of a rank's file: other notes."""
+
+    def change(path):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file(load_file(path), path, metadata | changes)
+
+    return change
+
+
+SPOILT = {
+    "missing": (Path.unlink, "no such file"),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size - 100), "damaged"),
+    "shards": (noted(shards="4"), "is for shards: 4, not 2"),
+    "engine": (noted(engine="zero"), "is for engine: zero, not tensor"),
+    "rank": (noted(rank="0"), "is for rank: 0, not 1"),
+    "dtype": (noted(dtype="float16"), "is for dtype: float16, not float32"),
+    "checkpoint": (noted(checkpoint="0" * 64), f"is for checkpoint: {'0' * 64}, not "),
+    "version": (noted(step_version="0"), "is for step_version: 0, not 1"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_slices_that_do_not_fit(sharded_run, tmp_path, refused, name):
+    change, reason = SPOILT[name]
+    folder = tmp_path / "ranks"
+    shutil.copytree(sharded_run.output / "bloom-tensor ready", folder)
+    change(folder / "rank-1.safetensors")
+    arguments = states(sharded_run.stages["bloom"], tmp_path, prompts="none")[3:]
+    line = refused([*arguments, "--ranks", folder])
+    assert f"{folder}/rank-1.safetensors is " in line and reason in line
+    assert line.endswith(f"delete {folder} and run again")
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_slices_of_another_model(sharded_run):
+    path = sharded_run.output / "bloom-tensor ready" / "rank-0.safetensors"
+    held = {name: tuple(p.shape) for name, p in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        assert dict(rank_files.parts(file, held)).keys() == held.keys()
+        for shapes in (held | {"more": (1,)}, held | {"lm_head.weight": (1, 2)}):
+            with pytest.raises(Problem, match="the model differ in '(more|lm_head.weight)'"):
+                next(rank_files.parts(file, shapes))
+
+
+def test_preshard_needs_shards(bloom, tmp_path, refused):
+    arguments = command("preshard", model=bloom.description, batch_tokens=1, output=tmp_path / "no")
+    assert "write shards: 2 or more" in refused(arguments)
 
 
 # What breaks, through our own launcher.
@@ -295,6 +393,17 @@ def test_a_rank_that_fails_has_the_last_word(bloom, tmp_path):
     assert last in [f"vecsweep states: rank {rank} failed: {place}" for rank in range(SHARDS)]
 
 
+def test_no_slices_of_a_broken_checkpoint(bloom, tmp_path):
+    stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["unused"]))
+    output = tmp_path / "results" / "ranks"
+    output.parent.mkdir()
+    options = {"model": stage.description, "batch_tokens": 1, "shards": SHARDS, "output": output}
+    preshard = [sys.executable, "-m", "vecsweep", *command("preshard", **options)]
+    assert f"tensors were not used, the first 'transformer.{LACKING}" in assert_fails(
+        preshard, tmp_path
+    )
+
+
 SECOND = "model-00002-of-00010.safetensors"
 
 
@@ -324,6 +433,26 @@ def test_shards_that_do_not_divide_the_heads(bloom, tmp_path, refused):
 # Through Snakemake, on a model that does solve its task.
 
 
+def snakemake(folder, config, *goals):
+    """Run Snakemake in a folder until some results are there."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = [sys.executable, "-m", "snakemake", *goals, "--cores", "2"]
+    words += ["--snakefile", REPO / "Snakefile", "--directory", folder]
+    words += ["--configfile", folder / "config.yaml"]
+    # The jobs call `python`: the one that runs the tests.
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    done = subprocess.run(
+        list(map(str, words)),
+        env=ENVIRONMENT | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode:
+        pytest.fail(done.stdout[-4000:])
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A results folder with one planted BLOOM under two names, in one process and on two ranks."""
@@ -338,37 +467,22 @@ def sweep(tmp_path_factory):
         "ablations": {"max_prompts": 6},
         "summary": {"resamples": 100},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    snakemake = [sys.executable, "-m", "snakemake", "results/summary.duckdb", "--cores", "2"]
-    snakemake += ["--snakefile", REPO / "Snakefile", "--directory", folder]
-    snakemake += ["--configfile", folder / "config.yaml"]
-    # The jobs call `python`: the one that runs the tests.
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    done = subprocess.run(
-        list(map(str, snakemake)),
-        env=ENVIRONMENT | {"PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode:
-        pytest.fail(done.stdout[-4000:])
-    return folder
+    snakemake(folder, config, "results/summary.duckdb")
+    return SimpleNamespace(folder=folder, config=config)
 
 
 def test_the_states_of_two_ranks(sweep):
-    folder = sweep / "results" / "states"
+    folder = sweep.folder / "results" / "states"
     one, two = (Tensors(folder / name / "towns.safetensors") for name in ("one", "two"))
     assert set(one) == set(two) and len(set(one)) == 3 * planted.LAYERS
     assert max(off(two[name], one[name]) for name in one) <= 1e-4
-    log = (sweep / "logs/states/two/towns.log").read_text()
+    log = (sweep.folder / "logs/states/two/towns.log").read_text()
     assert "engine: tensor, shards: 2" in log and "the ranks hold" in log
 
 
 def test_the_tables_of_two_ranks(sweep):
     """All but floating-point numbers equal, those within 1e-4; and o-vectors do something."""
-    with duckdb.connect(str(sweep / "results" / "summary.duckdb"), read_only=True) as db:
+    with duckdb.connect(str(sweep.folder / "results" / "summary.duckdb"), read_only=True) as db:
         columns = {}
         query = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal"
         for table, column, kind in db.execute(query).fetchall():
@@ -390,3 +504,29 @@ def test_the_tables_of_two_ranks(sweep):
         assert shards >= {("one", 1), ("two", 2)}
         moved = "SELECT count(*) FROM interventions WHERE rank_before != rank_after"
         assert db.execute(moved).fetchone()[0] > 50
+
+
+def test_jobs_that_start_from_slices_and_take_two_tasks(sweep):
+    """The same states and tables, bit for bit, from one load for both tasks."""
+    options = {"preshard": True, "tasks_per_job": 2}
+    ready = sweep.config["models"]["two"] | options
+    task = sweep.config["tasks"]["towns"]
+    config = sweep.config | {"models": {"ready": ready}, "tasks": {"towns": task, "again": task}}
+    results, logs = sweep.folder / "results", sweep.folder / "logs"
+    goals = [f"results/{stage}/ready/towns.parquet" for stage in ("selection", "ablations")]
+    snakemake(sweep.folder, config, *goals)
+    files = {path.name for path in (results / "preshard" / "ready").glob("*.safetensors")}
+    assert files == {f"rank-{rank}.safetensors" for rank in range(SHARDS)}
+    for stage in ("states", "interventions", "selection", "ablations"):
+        assert {path.stem for path in (results / stage / "ready").iterdir()} == {"again", "towns"}
+        (log,) = (logs / stage / "ready").rglob("*.log")
+        assert log.read_text().count("engine: tensor, shards: 2") == SHARDS
+    two, one = (Tensors(results / "states" / n / "towns.safetensors") for n in ("two", "ready"))
+    assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+    blocks = f"interventions/{{}}/towns/0-{planted.LAYERS - 1}"
+    for path in (blocks, "selection/{}/towns", "ablations/{}/towns"):
+        two, one = (
+            read_table(results / f"{path.format(name)}.parquet").drop_columns("model")
+            for name in ("two", "ready")
+        )
+        assert one.equals(two) and len(one), path

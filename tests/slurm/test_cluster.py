@@ -67,16 +67,20 @@ def test_a_second_run_submits_nothing(project, swept):
     assert done.returncode == 0 and "Nothing to be done" in done.stdout
 
 
-def test_a_model_more_submits_its_own_jobs(project, swept):
+def test_a_model_and_a_task_more_submit_their_own_jobs(project, swept):
     last = last_job(project.cluster)
     project.add_model("more", "gpt2")
+    project.add_task("nouns")
     done = project.slurm("results/summary.duckdb")
     assert done.returncode == 0, done.stdout[-6000:]
     found = sorted((row["rule"], row["wildcards"]) for row in jobs(project.cluster, last))
-    expected = [("models", "more"), ("summary", "")]
-    for task in ("towns", "verbs"):
-        expected += [(rule, f"more_{task}") for rule in ("prompts", "states", "stages")]
-        expected += [("lens", f"more_{task}_0_2")]
+    cells = [("more", task) for task in ("towns", "verbs", "nouns")]
+    cells += [(model, "nouns") for model in ("seq", "wide")]
+    expected = [("models", "more"), ("summary", ""), ("states_wide_nouns", "")]
+    for model, task in cells:
+        expected += [(rule, f"{model}_{task}") for rule in ("prompts", "stages")]
+        expected += [("lens", f"{model}_{task}_0_2")]
+        expected += [("states", f"{model}_{task}")] if model != "wide" else []
     assert found == sorted(expected)
     models = project.query("SELECT model FROM models ORDER BY ALL")
     assert models == [("more",), ("seq",), ("wide",)]

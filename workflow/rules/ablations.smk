@@ -1,6 +1,7 @@
 rule ablations:
     input:
         model="results/models/{model}/model.json",
+        ranks=preshards,
         readout="results/models/{model}/readout.safetensors",
         prompts="results/prompts/{model}/{task}.parquet",
     output:
@@ -9,6 +10,8 @@ rule ablations:
         "logs/ablations/{model}/{task}.log",
     benchmark:
         "results/benchmarks/ablations/{model}/{task}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/engine.yaml"
     resources:

@@ -70,11 +70,24 @@ def over_layers(pattern):
     )
 
 
-def engine_options(wildcards):
-    """How the model of a job, or of that name, is run."""
-    model = config["models"][getattr(wildcards, "model", wildcards)]
+def sharding_options(wildcards):
+    """How the model of a job is run, loaded from its own files."""
+    model = config["models"][wildcards.model]
     options = ("batch_tokens", "shards", "engine")
-    return " ".join(f"--{name.replace('_', '-')} {model[name]}" for name in options)
+    words = [f"--{name.replace('_', '-')} {model[name]}" for name in options]
+    return " ".join(words + ["--offload"] * model["offload"])
+
+
+def preshards(wildcards):
+    """The folder with the slices of a job's model, if it has one."""
+    name = wildcards.model
+    return [f"results/preshard/{name}"] if config["models"][name]["preshard"] else []
+
+
+def engine_options(wildcards):
+    """How the model of a job is run."""
+    ready = [f"--ranks {folder}" for folder in preshards(wildcards)]
+    return " ".join([sharding_options(wildcards), *ready])
 
 
 def fetching(model):
@@ -84,6 +97,8 @@ def fetching(model):
         "batch_tokens",
         "shards",
         "engine",
+        "offload",
+        "preshard",
         "layers_per_job",
         "tasks_per_job",
     )
@@ -110,24 +125,37 @@ def groups_file(model):
 
 
 def task_groups(model):
-    """The tasks that one job of a model takes together.
+    """Stage -> the tasks that each job of a model takes together.
 
     Groups that were made once stay as they are, so that a task added later makes a group of its
     own and no finished one runs again: onstart notes them down.
     """
     noted = groups_file(model)
-    old = json.loads(noted.read_text()) if noted.exists() else []
-    groups = [kept for group in old if (kept := [task for task in group if task in TASKS])]
-    new = [task for task in TASKS if not any(task in group for group in groups)]
+    old = json.loads(noted.read_text()) if noted.exists() else {}
     size = config["models"][model]["tasks_per_job"]
-    return groups + [new[i : i + size] for i in range(0, len(new), size)]
+    found = {}
+    for stage, tasks in LOADING.items():
+        before = old.get(stage, [])
+        groups = [kept for group in before if (kept := [task for task in group if task in tasks])]
+        new = [task for task in tasks if not any(task in group for group in groups)]
+        found[stage] = groups + [new[i : i + size] for i in range(0, len(new), size)]
+    return found
 
 
+# The stages that load the model, each with its tasks.
+LOADING = {
+    "states": TASKS,
+    "interventions": INJECTED,
+    "selection": INJECTED,
+    "ablations": ABLATED,
+}
 TASK_GROUPS = {
     model: task_groups(model)
     for model, settings in config["models"].items()
     if settings["tasks_per_job"] > 1
 }
+# A wildcard constraint of these stages' own rules; groups.smk has the rules of other models.
+ONE_BY_ONE = one_of(model for model in MODELS if model not in TASK_GROUPS)
 
 
 onstart:

@@ -1,6 +1,7 @@
 rule interventions:
     input:
         model="results/models/{model}/model.json",
+        ranks=preshards,
         readout="results/models/{model}/readout.safetensors",
         prompts="results/prompts/{model}/{task}.parquet",
         vectors="results/ovectors/{model}/{task}.safetensors",
@@ -10,6 +11,8 @@ rule interventions:
         "logs/interventions/{model}/{task}/{first}-{last}.log",
     benchmark:
         "results/benchmarks/interventions/{model}/{task}/{first}-{last}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/engine.yaml"
     resources:

@@ -26,6 +26,7 @@ shell.prefix(
 # Python with torch and Snakemake's own 250 MB; the rest is rounded up from benchmark files.
 MEMORY = {
     "models": (3000, 2500, 64_000),  # GGUF files are unpacked in memory, others only pointed to
+    "preshard": (3000, 1500, 500_000),
     "prompts": (2000, 0, 2000),
     "states": (3000, 1500, 500_000),
     "lens": (2000, 1000, 32_000),  # the readout in float32
@@ -38,6 +39,7 @@ MEMORY = {
 }
 MINUTES = {
     "models": (30, 5, 720),
+    "preshard": (30, 5, 720),
     "prompts": (20, 0, 20),
     "states": (30, 5, 720),
     "lens": (30, 2, 240),
@@ -48,7 +50,7 @@ MINUTES = {
     "ablations": (120, 20, 1440),
     "summary": (120, 0, 120),
 }
-ON_GPU = ("states", "interventions", "selection", "ablations")
+ON_GPU = ("preshard", "states", "interventions", "selection", "ablations")
 
 
 @functools.cache
@@ -74,6 +76,8 @@ def warn_of_small_gpus():
     """Say before any job starts which models do not fit their GPUs."""
     for name, settings in config["models"].items():
         each = weights_gb(name) / settings["shards"]
+        if settings["offload"]:
+            continue
         if planned_memory(name) and each > plan.HEADROOM * SITE["gpu_memory_gb"]:
             logger.warning(
                 f"{name}: {each:.0f} GB of weights for each of {settings['shards']} shards, but a"
@@ -90,8 +94,8 @@ def linear(numbers, gigabytes):
     return math.ceil(min(base + slope * gigabytes, most))
 
 
-def asks(stage, model=None):
-    """The `resources:` of a stage's rule; `model` where it is no wildcard.
+def asks(stage, model=None, tasks=1):
+    """The `resources:` of a stage's rule; `model` where it is no wildcard, and its `tasks`.
 
     A job that failed asks for as much again, in memory and time. `gpus` counts a whole job's,
     `gres` each node's. `gpu_jobs` is for workstations: profile `local` allows one at a time.
@@ -117,7 +121,8 @@ def asks(stage, model=None):
 
     def minutes(name, attempt, shards, nodes):
         most = 60 * SITE["max_hours"]
-        return min(attempt * linear(MINUTES[stage], weights_gb(name) if name else 0), most)
+        each = linear(MINUTES[stage], weights_gb(name) if name else 0)
+        return min(attempt * tasks * each, most)
 
     asked = {
         "mem_mb": of(memory),

@@ -1,6 +1,7 @@
 rule selection:
     input:
         model="results/models/{model}/model.json",
+        ranks=preshards,
         readout="results/models/{model}/readout.safetensors",
         prompts="results/prompts/{model}/{task}.parquet",
         vectors="results/ovectors/{model}/{task}.safetensors",
@@ -19,6 +20,8 @@ rule selection:
         "logs/selection/{model}/{task}.log",
     benchmark:
         "results/benchmarks/selection/{model}/{task}.tsv"
+    wildcard_constraints:
+        model=ONE_BY_ONE,
     conda:
         "../../envs/engine.yaml"
     resources:

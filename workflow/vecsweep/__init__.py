@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # A changed meaning bumps the number and reruns the stage; an edited comment reruns nothing.
 STEP_VERSIONS = {
     "models": 1,
+    "preshard": 1,
     "prompts": 1,
     "states": 1,
     "lens": 1,

@@ -9,8 +9,38 @@ from vecsweep import STEP_VERSIONS, Problem, gpu, launch
 
 
 def main(argv=None) -> int:
-    """Run a stage; bad input gives one line on stderr and exit code 1, no traceback."""
+    """Run a stage, or several with `--and` between them that share a loaded model.
+
+    Bad input gives one line on stderr and exit code 1, no traceback.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    ends = [i for i, word in enumerate(argv) if word == "--and"] + [len(argv)]
+    starts = [0, *(end + 1 for end in ends)]
+    jobs = [parsed(argv[start:end]) for start, end in zip(starts, ends)]
+    args, loaded = jobs[0][1], {}
+    try:
+        several = getattr(args, "shards", 1) > 1 or getattr(args, "offload", False)
+        if several and "RANK" not in os.environ:
+            from vecsweep.models import load
+
+            load.check(args.model, args.shards, args.engine, args.offload, args.ranks)
+            return launch.ranks(args.shards, argv)
+        try:
+            for module, args in jobs:
+                args.loaded = loaded
+                module.run(args)
+        finally:
+            gpu.report()  # before the error: that is the log's last line
+    except Problem as problem:
+        print(f"vecsweep {args.stage}: {problem}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def parsed(argv: list[str]):
+    """(module, arguments) of one stage."""
     parser = argparse.ArgumentParser(prog="vecsweep", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name in (*STEP_VERSIONS, "plan"):
@@ -21,22 +51,7 @@ def main(argv=None) -> int:
             stage.description = module.__doc__
             module.arguments(stage)
     args = parser.parse_args(argv)
-    try:
-        if getattr(args, "shards", 1) > 1 and "RANK" not in os.environ:
-            from vecsweep.models import load
-
-            load.check(args.model, args.shards, args.engine)
-            return launch.ranks(args.shards, argv)
-        try:
-            module.run(args)
-        finally:
-            gpu.report()  # before the error: that is the log's last line
-    except Problem as problem:
-        print(f"vecsweep {args.stage}: {problem}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return module, args
 
 
 if __name__ == "__main__":

@@ -24,6 +24,14 @@ def checked(config: dict, schema_path=SCHEMA) -> dict:
         raise Problem(_line(errors[0]))
     config = copy.deepcopy(config)
     _fill_defaults(config, schema)
+    for name, model in config["models"].items():
+        if model["preshard"] and model["shards"] == 1:
+            raise Problem(f"config, models > {name}: preshard: true needs shards: 2 or more")
+        if model["offload"] and model["engine"] in ("single", "tensor"):
+            engine = model["engine"]
+            raise Problem(
+                f"config, models > {name}: engine: {engine} cannot offload; write engine: zero or auto"
+            )
     return config
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vecsweep import STEP_VERSIONS
-from vecsweep.files import Tensors, read_table, write_table
+from vecsweep.files import Tensors, read_json, read_table, write_table
 from vecsweep.prompts import kept_rows
 from vecsweep.states import engine_arguments, load_engine
 
@@ -39,9 +39,11 @@ def run(args):
     vectors, donors = read_vectors(args.vectors)
     rows = dev_prompts(kept_rows(args.prompts, NOVEL), donors, args.settings)
     outcomes = []
-    if len(vectors) and rows:
+    layers = read_json(args.model)["layers"]
+    # Nothing to do may also be a block of start layers above the last edited layer.
+    if len(vectors) and rows and args.first <= end_layer(args.settings, layers):
         engine, readout, description = load_engine(args, rows[0]["token_ids"])
-        plans = search_plans(vectors, donors, args.settings, args.first, args.last, engine)
+        plans = search_plans(vectors, donors, args.settings, args.first, args.last, layers)
         outcomes = run_plans(engine, readout, rows, plans, report=True)
         label(outcomes, description["model"], rows[0]["task"], "dev")
         if not engine.leader:
@@ -91,9 +93,9 @@ class Plan:
     labels: list[dict] = field(default_factory=list)
 
 
-def search_plans(vectors, donors, settings, first, last, engine) -> list[Plan]:
+def search_plans(vectors, donors, settings, first, last, layers) -> list[Plan]:
     """The plans of all start layers first..last: every vector, mode and scale."""
-    end = end_layer(settings, len(engine.blocks))
+    end = end_layer(settings, layers)
     return [
         plan(settings, mode, start, end, vectors, donors)
         for start in range(first, min(last, end) + 1)
@@ -130,7 +132,7 @@ def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False
     from vecsweep.models.edits import Edit, clean_runs, resume
     from vecsweep.states import progress_line
 
-    if not plans:  # the block of start layers lies above the last edited layer
+    if not plans:
         return []
     targets = target_tokens(rows)
     widest = max(len(plan.labels) for plan in plans)

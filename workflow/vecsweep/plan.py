@@ -21,6 +21,7 @@ GIB = 2**30
 HEADROOM = 0.9  # of a device's memory; the rest is its context and fragments
 PROCESS_MB = 3000  # Python with torch, transformers and DeepSpeed
 PROMPT_TOKENS = 32  # a one-shot prompt; the paper's take 20 to 50
+TO_DEVICE = 20e9  # bytes a second from host memory to a device, for weights that stay there
 FLOPS = 80e12  # per device and second, at small batches: a quarter of what an A100 can do
 SITES = 3  # resid_mid, ffn_out, resid_post
 MOST_NODES = 4
@@ -153,6 +154,12 @@ class Facts:
             return sum(parts) * self.size
         return sum(self._tensor_parallel(shards)) * self.size
 
+    def on_device(self, engine: str, shards: int, offload: bool) -> int:
+        """Bytes of parameters that each device needs; with offload one tensor and this rank's part."""
+        if not offload:
+            return self.held(engine, shards)
+        return math.ceil(self.largest * (1 + 1 / shards))
+
     def _tensor_parallel(self, shards):
         import torch
 
@@ -199,8 +206,10 @@ def engine_for(settings: dict, facts: Facts, shards: int) -> str:
     from vecsweep.models import sharded
 
     wanted = settings["engine"] if shards > 1 else "auto"
-    heads = facts.config.num_attention_heads
-    return sharded.choose(wanted, shards, facts.config.model_type, heads)
+    heads, offload = facts.config.num_attention_heads, settings.get("offload", False)
+    if offload:
+        wanted = settings["engine"]
+    return sharded.choose(wanted, shards, facts.config.model_type, heads, offload)
 
 
 def suggested(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: int) -> int | None:
@@ -211,7 +220,8 @@ def suggested(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: in
         except Problem:
             continue
         batch = facts.activations(settings["batch_tokens"], shards if engine == "tensor" else 1)
-        needed = facts.held(engine, shards) + batch
+        offload = settings.get("offload", False)
+        needed = facts.on_device(engine, shards, offload) + batch
         if needed <= HEADROOM * gpu_memory * 1e9:
             return shards
     return None
@@ -237,14 +247,16 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
         "shards  nodes  heads each  tensor GiB  ZeRO GiB  batch GiB  host GiB  fits",
     ]
     choice = suggested(settings, facts, args.gpu_memory, args.gpus_per_node)
+    offload = settings.get("offload", False)
     for shards in shard_counts(heads, args.gpus_per_node):
-        tensor = config.model_type in TENSOR_PARALLEL and heads % shards == 0
+        tensor = config.model_type in TENSOR_PARALLEL and heads % shards == 0 and not offload
         zero = facts.held("zero", shards)
         held = facts.held("tensor", shards) if tensor and shards > 1 else zero
         batch = facts.activations(settings["batch_tokens"], shards if tensor else 1)
         each = heads // shards if heads % shards == 0 else "-"
         shown = f"{held / GIB:.1f}" if tensor and shards > 1 else "-"
-        fits = held + batch <= HEADROOM * args.gpu_memory * 1e9
+        on_device = facts.on_device("zero", shards, True) if offload else held
+        fits = on_device + batch <= HEADROOM * args.gpu_memory * 1e9
         lines.append(
             f"{shards:>6}  {math.ceil(shards / args.gpus_per_node):>5}  {each:>10}  {shown:>10}  "
             f"{zero / GIB:>8.1f}  {batch / GIB:>9.1f}  "
@@ -256,7 +268,11 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
     used = choice or settings["shards"]
     loading = facts.whole / (args.disk_speed * 1e9)
     computing = compute_seconds(facts.parameters, total, used)
-    share = loading / (loading + computing * settings.get("tasks_per_job", 1) / len(prompts))
+    if offload:  # all weights go to the devices for every batch
+        batches = math.ceil(total * PROMPT_TOKENS / settings["batch_tokens"])
+        computing += batches * facts.whole / (used * TO_DEVICE)
+    together = min(settings.get("tasks_per_job", 1), len(prompts))
+    share = loading / (loading + computing * together / len(prompts))
     lines += [
         "",
         f"states              {each / 1e6:.1f} MB a prompt, {each * total / 1e9:.2f} GB for "
@@ -266,6 +282,12 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
         f"loading's share     {100 * share:.0f} % of a states job with tasks_per_job: "
         f"{settings.get('tasks_per_job', 1)}",
     ]
+    if offload:
+        device = facts.on_device("zero", used, True)
+        lines.append(
+            f"offload             weights in host memory, {facts.held('zero', used) / GIB:.1f} GiB a "
+            f"rank; at most {device / GIB:.1f} GiB of them on a device at a time"
+        )
     if choice is None:
         lines.append(f"No listed shard count fits devices of {args.gpu_memory:g} GB.")
     else:

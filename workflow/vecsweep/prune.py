@@ -15,7 +15,7 @@ import yaml
 from vecsweep import Problem, config as vecsweep_config
 
 # results/STAGE/MODEL/...; the rest of results/ belongs to the sweep as a whole.
-BY_MODEL = ("models", "groups")
+BY_MODEL = ("models", "preshard", "groups")
 BY_TASK = ("prompts", "states", "stages", "ovectors", "selection", "ablations")
 BY_BLOCK = ("lens", "interventions")
 
@@ -86,7 +86,7 @@ def stale(config: dict, results: Path) -> list[Path]:
         for stage in (*BY_MODEL, *BY_TASK, *BY_BLOCK):
             for entry in sorted((top / stage).glob("*")):
                 model = entry.name if entry.name in models else bare(entry)
-                if model not in models:
+                if model not in models or (stage == "preshard" and not models[model]["preshard"]):
                     found.append(entry)
                     continue
                 if stage in BY_MODEL or not entry.is_dir():

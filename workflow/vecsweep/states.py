@@ -17,13 +17,9 @@ PROMPT_SETS = ("abstractive", "extractive")
 def arguments(parser):
     parser.add_argument("--model", type=Path, required=True, help="model.json")
     parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
-    parser.add_argument(
-        "--prompts", type=Path, nargs="+", required=True, help="Parquet, a task each"
-    )
+    parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
     engine_arguments(parser)
-    parser.add_argument(
-        "--output", type=Path, nargs="+", required=True, help="safetensors to write"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="safetensors to write")
 
 
 def engine_arguments(parser):
@@ -31,39 +27,45 @@ def engine_arguments(parser):
     parser.add_argument("--batch-tokens", type=int, required=True, help="tokens in one forward")
     parser.add_argument("--shards", type=int, default=1, help="processes that share the model")
     parser.add_argument("--engine", default="auto", help="auto, single, tensor or zero")
+    parser.add_argument("--offload", action="store_true", help="zero: keep weights in host memory")
+    parser.add_argument("--ranks", type=Path, help="folder of stage preshard to start from")
 
 
 def load_engine(args, prompt: list[int]):
     """(engine, readout on its device, description); the engine is proven on a prompt's token ids.
 
-    The readout is None on ranks that do not decode.
+    The readout is None on ranks that do not decode. Stages that run together load it once.
     """
     from vecsweep.models import load, proof
     from vecsweep.models.readout import Readout
 
-    description = read_json(args.model)
-    engine = load.load(description, args.model, args.batch_tokens, args.shards, args.engine)
-    readout = Readout.load(args.readout) if engine.leader else None
-    proof.prove(engine, readout, prompt)
-    return engine, readout and readout.to(engine.device), description
+    loaded = getattr(args, "loaded", {})
+    how = args.batch_tokens, args.shards, args.engine, args.offload, args.ranks
+    key = args.model, args.readout, *how
+    if key not in loaded:
+        description = read_json(args.model)
+        engine = load.load(description, args.model, *how)
+        readout = Readout.load(args.readout) if engine.leader else None
+        proof.prove(engine, readout, prompt)
+        loaded[key] = engine, readout and readout.to(engine.device), description
+    return loaded[key]
 
 
 def run(args):
-    """Write a file for each task given, after one load of the model."""
-    tasks = [kept_rows(path, PROMPT_SETS) for path in args.prompts]
-    engine, _, description = load_engine(args, tasks[0][0]["token_ids"])
-    for rows, path in zip(tasks, args.output, strict=True):
-        states = states_of(engine, rows, description)
-        metadata = {
-            "model": description["model"],
-            "task": rows[0]["task"],
-            "dtype": description["dtype"],
-            "shards": args.shards,
-            "token_ids_sha256": token_hash(rows),
-            "step_version": STEP_VERSIONS["states"],
-        }
-        if engine.leader:
-            write_tensors(states, path, metadata)
+    """Write the states of a task's prompts."""
+    rows = kept_rows(args.prompts, PROMPT_SETS)
+    engine, _, description = load_engine(args, rows[0]["token_ids"])
+    states = states_of(engine, rows, description)
+    metadata = {
+        "model": description["model"],
+        "task": rows[0]["task"],
+        "dtype": description["dtype"],
+        "shards": args.shards,
+        "token_ids_sha256": token_hash(rows),
+        "step_version": STEP_VERSIONS["states"],
+    }
+    if engine.leader:
+        write_tensors(states, args.output, metadata)
 
 
 def states_of(engine, rows: list[dict], description: dict) -> dict:

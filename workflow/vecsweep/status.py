@@ -21,6 +21,7 @@ from vecsweep.prune import read_config
 # Stage -> its result for a cell; a job with {block} in it takes some layers.
 RESULTS = {
     "models": "{model}/model.json",
+    "preshard": "{model}",
     "prompts": "{model}/{task}.parquet",
     "states": "{model}/{task}.safetensors",
     "lens": "{model}/{task}/{block}.parquet",
@@ -72,6 +73,8 @@ def jobs_of(config: dict):
         layers, step = settings["layers"], settings["layers_per_job"]
         blocks = [f"{i}-{min(i + step, layers) - 1}" for i in range(0, layers, step)]
         for stage, pattern in RESULTS.items():
+            if stage == "preshard" and not settings["preshard"]:
+                continue
             for task in tasks[stage] if "{task}" in pattern else [""]:
                 for block in blocks if "{block}" in pattern else [""]:
                     yield stage, model, task, block
@@ -99,7 +102,7 @@ def state_of_cells(config, results: Path, logs: Path, queue: dict) -> list[dict]
     for stage, model, task, block in jobs_of(config):
         name = RESULTS[stage].format(model=model, task=task, block=block)
         # A job that takes several tasks bears the name of the first.
-        named = first_of_group(results, model, task) if stage == "states" else task
+        named = first_of_group(results, stage, model, task)
         log = logs / stage / "/".join(part for part in (model, named, block) if part)
         log = log.with_name(f"{log.name}.log")
         words = "_".join(part for part in (model, named, block.replace("-", "_")) if part)
@@ -117,10 +120,10 @@ def state_of_cells(config, results: Path, logs: Path, queue: dict) -> list[dict]
     return rows
 
 
-def first_of_group(results: Path, model: str, task: str) -> str:
-    """The first of the tasks that one job of the model takes together with `task`."""
+def first_of_group(results: Path, stage: str, model: str, task: str) -> str:
+    """The first of the tasks that one job of the stage takes together with `task`."""
     noted = results / "groups" / f"{model}.json"
-    groups = read_json(noted) if noted.exists() else []
+    groups = read_json(noted).get(stage, []) if noted.exists() else []
     return next((group[0] for group in groups if task in group), task)
 
 

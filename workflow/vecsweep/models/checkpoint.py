@@ -11,7 +11,7 @@ def check_files(folder: Path) -> None:
     """Problem unless every safetensors file of a folder is there and whole; reads headers only."""
     files = set(_index(folder).values()) or {p.name for p in folder.glob("*.safetensors")}
     for file in sorted(files):
-        _opened(folder / file)
+        opened(folder / file)
 
 
 def from_pretrained(folder: Path, dtype):
@@ -56,14 +56,15 @@ def _index(folder):
     return json.loads(index.read_text())["weight_map"] if index.is_file() else {}
 
 
-def _opened(path):
+def opened(path: Path, cure: str = "fetch it again"):
+    """A safetensors file, opened; Problem unless it is there and whole, by its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(str(path), "pt")
     except (OSError, SafetensorError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise Problem(f"{path} is missing or damaged ({reason}); fetch it again") from error
+        raise Problem(f"{path} is missing or damaged ({reason}); {cure}") from error
 
 
 class Checkpoint:
@@ -165,5 +166,5 @@ class Checkpoint:
 
     def _handle(self, file: str):
         if file not in self._open:
-            self._open[file] = _opened(self.folder / file)
+            self._open[file] = opened(self.folder / file)
         return self._open[file]

@@ -56,39 +56,53 @@ def weights_folder(description: dict, beside: Path) -> Path:
     return folder.resolve()
 
 
-def check(model: Path, shards: int, engine: str) -> None:
-    """Problem if a model.json's weights are damaged or cannot be split so.
+def check(model: Path, shards: int, engine: str, offload=False, ready: Path | None = None) -> None:
+    """Problem if a model.json's weights, or its ranks' files, are damaged or cannot be split so.
 
     Looks at little and is done before any process starts.
     """
     from vecsweep.files import read_json
-    from vecsweep.models import checkpoint, sharded
+    from vecsweep.models import checkpoint, ranks, sharded
 
     description = read_json(model)
     folder = weights_folder(description, model)
-    checkpoint.check_files(folder)
+    if not ready:
+        checkpoint.check_files(folder)
     # The plain file, since transformers takes seconds to import.
     config = read_json(folder / "config.json")
     heads = config.get("num_attention_heads", config.get("n_head"))
     if heads:
-        sharded.choose(engine, shards, description["family"], heads)
+        kind = sharded.choose(engine, shards, description["family"], heads, offload)
+        for rank in range(shards if ready else 0):
+            ranks.opened(ready, description, kind, shards, rank)
 
 
-def load(description: dict, beside: Path, batch_tokens: int, shards: int = 1, engine: str = "auto"):
+def load(
+    description: dict,
+    beside: Path,
+    batch_tokens: int,
+    shards: int = 1,
+    engine: str = "auto",
+    offload: bool = False,
+    ready: Path | None = None,
+):
     """The engine of a described model, on the GPU if there is one, in the config's dtype.
 
     `description` is model.json's content, `beside` its path. With several shards the processes
-    that torchrun or srun started each hold a part (see `sharded`).
+    that torchrun or srun started each hold a part (see `sharded`), which they read from the folder
+    `ready` if stage preshard wrote it.
     """
     import transformers
 
-    from vecsweep.models import checkpoint, sharded
+    from vecsweep.models import checkpoint, ranks, sharded
 
     folder = weights_folder(description, beside)
-    checkpoint.check_files(folder)
+    if not ready:
+        checkpoint.check_files(folder)
     dtype = getattr(torch, description["dtype"])
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    kind = sharded.choose(engine, shards, description["family"], config.num_attention_heads)
+    heads = config.num_attention_heads
+    kind = sharded.choose(engine, shards, description["family"], heads, offload)
     print(f"engine: {kind}, shards: {shards}", file=sys.stderr)
     try:
         if kind == "single":
@@ -96,7 +110,9 @@ def load(description: dict, beside: Path, batch_tokens: int, shards: int = 1, en
             model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             sharded.start()
-            model = getattr(sharded, f"load_{kind}")(config, folder, dtype)
+            mine = ready and ranks.opened(ready, description, kind, shards, sharded.rank())
+            options = {"offload": offload} if kind == "zero" else {}
+            model = getattr(sharded, f"load_{kind}")(config, folder, dtype, mine, **options)
             sharded.report(model, description)
     except Problem:
         raise

@@ -1,7 +1,8 @@
 """`python -m vecsweep.models.memory --shards 1 2 4`: peak host memory of each rank while loading.
 
 Makes a random BLOOM of half a billion parameters in eight bfloat16 files in a temporary folder,
-loads it as the stages do, runs a prompt, and prints a table. Anonymous memory is what cannot be
+loads it as the stages do, runs a prompt, and prints a table; with --preshard also what stage
+preshard takes to write the slices, and a start from them. Anonymous memory is what cannot be
 dropped; resident memory has the pages of mapped files too, which all ranks of a node share.
 """
 
@@ -59,32 +60,41 @@ def save(folder: Path) -> None:
             parameter.uniform_(-0.02, 0.02)
     model.save_pretrained(folder / "weights", max_shard_size=FILES)
     description = {"model": "random", "family": "bloom", "dtype": "bfloat16", "weights": "weights"}
+    description |= {"revision": None, "sha256": "random"}
     description["parameters"] = sum(p.numel() for p in model.parameters())
     (folder / "model.json").write_text(json.dumps(description))
 
 
-def measure(folder: Path, shards: int, engine: str) -> None:
+def measure(folder: Path, shards: int, engine: str, way: str) -> None:
     """Load the model as one rank of `shards` and write what that took into the folder."""
     import torch
     import transformers
 
+    from vecsweep import preshard
     from vecsweep.files import read_json, write_json
-    from vecsweep.models import forward, load, sharded
+    from vecsweep.models import forward, load, ranks, sharded
 
     torch.set_num_threads(1)
     if shards > 1:
         sharded.start()
-    path = folder / "model.json"
+    path, ready = folder / "model.json", folder / f"{shards}-{engine}"
+    how = {"batch_tokens": 64, "shards": shards, "engine": engine}
     with torch.device("meta"):  # what is imported for it is no part of loading
         config = transformers.AutoConfig.from_pretrained(folder / "weights")
         transformers.AutoModelForCausalLM.from_config(config)
     before, start = memory(), time.monotonic()
     with Peak() as peak:
-        loaded = load.load(read_json(path), path, 64, shards, engine)
+        if way == "write":
+            preshard.run(argparse.Namespace(model=path, output=ready, offload=False, **how))
+            held = ranks.file_of(ready, sharded.rank()).stat().st_size
+        else:
+            how["ready"] = ready if way == "start" else None
+            loaded = load.load(read_json(path), path, **how)
+            held = sharded.bytes_held(loaded.model)
         seconds = time.monotonic() - start
-        forward.last_token_states(loaded, [[[1, 2, 3, 4]]])
+        if way != "write":
+            forward.last_token_states(loaded, [[[1, 2, 3, 4]]])
     anonymous, resident = (b - a for a, b in zip(before, peak.bytes))
-    held = sharded.bytes_held(loaded.model)
     found = {"seconds": seconds, "held": held, "anonymous": anonymous, "resident": resident}
     write_json(found, folder / f"rank-{sharded.rank()}.json")
     if shards > 1:
@@ -92,13 +102,13 @@ def measure(folder: Path, shards: int, engine: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def run(folder: Path, shards: int, engine: str) -> list[dict]:
+def run(folder: Path, shards: int, engine: str, way: str) -> list[dict]:
     """What each rank found."""
     command = [sys.executable, "-m"]
     if shards > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(shards), "-m"]
     command += ["vecsweep.models.memory", "--rank-of", str(folder)]
-    command += ["--shards", str(shards), "--engine", engine]
+    command += ["--shards", str(shards), "--engine", engine, "--way", way]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -109,10 +119,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--engine", default="auto", help="auto, tensor or zero; for several shards")
+    parser.add_argument("--preshard", action="store_true", help="slices too: written, started from")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
-        return measure(args.rank_of, args.shards[0], args.engine)
+        return measure(args.rank_of, args.shards[0], args.engine, args.way)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(folder)
@@ -123,16 +135,20 @@ def main():
             f"{parameters / 1e6:.0f} M parameters, {2 * parameters / MIB:.0f} MiB in "
             f"{len(weights)} bfloat16 files; the largest tensor {tensor / MIB:.0f} MiB\n"
         )
-        names = ["shards", "a rank's part, MiB", "peak, anonymous", "peak, resident"]
+        names = ["shards", "way", "a rank's part, MiB", "peak, anonymous", "peak, resident"]
         names += ["allowed", "seconds"]
         print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}")
-        for shards in args.shards:
-            found = run(folder, shards, args.engine if shards > 1 else "auto")
+        slices = ("write", "start") if args.preshard else ()
+        ways = [(n, way) for n in args.shards for way in ("load", *(slices if n > 1 else ()))]
+        for shards, way in ways:
+            found = run(folder, shards, args.engine if shards > 1 else "auto", way)
             worst = max(found, key=lambda rank: rank["resident"])
             allowed = 1.2 * worst["held"] + tensor
             numbers = [worst["held"], worst["anonymous"], worst["resident"], allowed]
             cells = [f"{number / MIB:.0f}" for number in numbers]
-            print(f"| {shards} | {' | '.join(cells)} | {worst['seconds']:.1f} |", flush=True)
+            print(
+                f"| {shards} | {way} | {' | '.join(cells)} | {worst['seconds']:.1f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

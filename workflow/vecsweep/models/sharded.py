@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from vecsweep import Problem
+from vecsweep.models import ranks
 
 # Families whose linear layers DeepSpeed's AutoTP can split; GPT-2's Conv1D it cannot.
 TENSOR_PARALLEL = (
@@ -27,12 +28,16 @@ TENSOR_PARALLEL = (
 )
 
 
-def choose(engine: str, shards: int, family: str, heads: int) -> str:
+def choose(engine: str, shards: int, family: str, heads: int, offload: bool = False) -> str:
     """single, tensor or zero, for a config's `engine`, `shards` and the model's family.
 
     auto: single for one shard; tensor where AutoTP supports the family and the shards divide the
-    attention heads; zero otherwise.
+    attention heads; zero otherwise, and always with `offload`.
     """
+    if offload:
+        if engine in ("single", "tensor"):
+            raise Problem(f"engine: {engine} cannot offload; write engine: zero or auto")
+        return "zero"
     if shards == 1:
         if engine in ("tensor", "zero"):
             raise Problem(f"engine: {engine} needs shards: 2 or more")
@@ -66,28 +71,49 @@ def rank() -> int:
 def start() -> None:
     """Join the job's process group; RANK, WORLD_SIZE and MASTER_ADDR are in the environment."""
     import deepspeed
+    from deepspeed.runtime.zero import partition_parameters
 
     if not torch.cuda.is_available():
         # Its shared-memory all-reduce takes minutes to compile, crashes unless LOCAL_SIZE is
         # WORLD_SIZE, and leaks in /dev/shm; gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        partition_parameters._dist_allgather_fn = _Gathered
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     deepspeed.init_distributed(verbose=False)
 
 
-def load_tensor(config, folder: Path, dtype: torch.dtype):
+class _Gathered:
+    """The ranks' parts of a tensor on their way into `whole`; `wait()` for them.
+
+    Stands in for DeepSpeed's all-gather on CPUs, since gloo's makes a second whole tensor.
+    """
+
+    def __init__(self, part, whole, group=None):
+        pieces = list(enumerate(whole.chunk(torch.distributed.get_world_size(group))))
+        pieces[torch.distributed.get_rank(group)][1].copy_(part)
+        self._sent = [
+            torch.distributed.broadcast(piece, group_src=source, group=group, async_op=True)
+            for source, piece in pieces
+        ]
+
+    def wait(self):
+        for sent in self._sent:
+            sent.wait()
+
+
+def load_tensor(config, folder: Path, dtype: torch.dtype, ready=None):
     """The causal LM of a folder, split by AutoTP over all ranks.
 
     The skeleton has no memory; each rank then reads just its slices from the files, in the
-    files' own dtype. Problem unless files and model fit each other.
+    files' own dtype, or all of its own file `ready`. Problem unless files and model fit each other.
     """
     import deepspeed
     import transformers
     from accelerate import init_empty_weights
 
     world = torch.distributed.get_world_size()
-    files = _fitting(config, folder)
+    files = None if ready else _fitting(config, folder)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     whole = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -100,13 +126,16 @@ def load_tensor(config, folder: Path, dtype: torch.dtype):
         replace_with_kernel_inject=False,
     ).module
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held = dict(model.named_parameters(remove_duplicate=False))
     # AutoTP splits a tied head along its input, so that it no longer is the embedding.
-    for name, key in files.by_file(held, _twins(model)):
-        part = files.slice(key, tuple(held[name].shape), rank(), world)
-        # A copy, or the whole file would stay mapped.
-        value = part.to(device, dtype, copy=True)
-        _put(model, name, torch.nn.Parameter(value, requires_grad=False))
+    held = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+
+    def slices():
+        for name, key in files.by_file(held, _twins(model)):
+            # A copy, or the whole file would stay mapped.
+            yield name, files.slice(key, held[name], rank(), world).to(device, dtype, copy=True)
+
+    for name, part in ranks.parts(ready, held) if ready else slices():
+        _put(model, name, torch.nn.Parameter(part.to(device), requires_grad=False))
     for name, buffer in buffers.items():
         _put(model, name, buffer.to(device), buffer=True)
     _prove_split(model, whole, world)
@@ -155,12 +184,14 @@ def _put(model, name, value, buffer=False):
         module._parameters[last] = value
 
 
+def parts_of(model) -> dict[str, torch.Tensor]:
+    """What this rank holds of each parameter, tied ones once; under ZeRO-3 flat pieces."""
+    return {name: getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
+
+
 def bytes_held(model) -> int:
     """Bytes of the parameters that this rank holds, tied ones once."""
-    return sum(
-        getattr(p, "ds_tensor", p).numel() * p.element_size()
-        for p in {id(p): p for p in model.parameters()}.values()
-    )
+    return sum(part.numel() * part.element_size() for part in parts_of(model).values())
 
 
 def report(model, description: dict) -> None:
@@ -173,7 +204,7 @@ def report(model, description: dict) -> None:
     if rank() == 0:
         shares = ", ".join(f"{number / whole:.2f}" for number in held)
         print(f"of {whole / 2**20:.0f} MiB the ranks hold {shares}", file=sys.stderr)
-    if any(number >= whole for number in held):
+    if world > 1 and any(number >= whole for number in held):
         raise Problem(f"a rank holds the whole model of {whole} bytes; write engine: zero")
 
 
@@ -185,18 +216,25 @@ def _prove_split(model, whole, world):
         raise Problem(f"the model was not split over {world} ranks; write engine: zero")
 
 
-def load_zero(config, folder: Path, dtype: torch.dtype):
+def load_zero(config, folder: Path, dtype: torch.dtype, ready=None, offload=False):
     """The causal LM of a folder under ZeRO-3 inference: every rank holds a part of each tensor.
 
-    Each rank reads just its parts from the files; transformers' own loading has every rank read
-    everything.
+    Each rank reads just its parts from the files, or all of its own file `ready`; transformers'
+    own loading has every rank read everything. With `offload` the parts stay in host memory.
     """
     import deepspeed
     import transformers
     from transformers.initialization import no_init_weights
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
-    files = _fitting(config, folder)
+    class Parts(deepspeed.zero.Init):
+        """DeepSpeed's own, without sending numbers around that are read from files anyway."""
+
+        def _zero_init_param(self, param):
+            self._convert_to_deepspeed_param(param)
+            param.partition()
+
+    files = None if ready else _fitting(config, folder)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
@@ -211,16 +249,23 @@ def load_zero(config, folder: Path, dtype: torch.dtype):
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
     }
+    if offload:
+        pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        settings["zero_optimization"]["offload_param"] = pinned
     _return_freed_memory()
-    keep = HfDeepSpeedConfig(settings)  # must live while the model is made, in parts
-    with no_init_weights():
+    with no_init_weights(), prevent_arange_dtype_change(), Parts(config_dict_or_path=settings):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    del keep
     model.tie_weights()
-    held = dict(model.named_parameters())
-    for name, key in files.by_file(held, _twins(model)):
-        part = held[name].ds_tensor  # a piece of the flattened tensor, the last one padded
-        start = rank() * part.numel()
-        value = files.flat(key, start, min(start + part.numel(), held[name].ds_numel))
-        part.data[: len(value)].copy_(value)
+    held = parts_of(model)  # pieces of the flattened tensors, the last ones padded
+    if ready:
+        for name, part in ranks.parts(ready, {name: tuple(p.shape) for name, p in held.items()}):
+            if held[name].is_cuda or held[name].is_pinned():
+                held[name].data.copy_(part)
+            else:  # the file's own pages will do
+                held[name].data = part
+    for name, key in files.by_file(held, _twins(model)) if files else ():
+        start = rank() * held[name].numel()
+        stop = min(start + held[name].numel(), model.get_parameter(name).ds_numel)
+        part = files.flat(key, start, stop)
+        held[name].data[: len(part)].copy_(part)
     return deepspeed.initialize(model=model, config=settings)[0].module.eval()
