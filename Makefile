@@ -1,7 +1,7 @@
 # make        set up, sweep, report        make test   set up, run the tests
 # make clean  remove what a sweep made     make bench  what the engine costs, as ratios
 # make test-slurm  the tests that start a real Slurm cluster on this machine
-# make scale  what the summary of 100 million lens rows takes: 20 minutes, 15 GB under /tmp
+# make scale  what the summary of 100 million lens rows takes: 20 minutes, 10 GB under /tmp
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv

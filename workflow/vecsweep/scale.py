@@ -245,7 +245,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         prog="vecsweep.scale", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a new folder, with 15 GB of room")
+    parser.add_argument("folder", type=Path, help="a new folder, with 10 GB of room")
     parser.add_argument("--memory", type=int, default=8000, help="MB that the rule asks for [8000]")
     for name, default in Size._field_defaults.items():
         flag = f"--{name.replace('_', '-')}"
