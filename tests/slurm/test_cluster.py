@@ -3,18 +3,23 @@
 from slurm.conftest import ENDS, jobs, last_job
 
 
+# With tasks_per_job one job takes both tasks of a stage, and has no wildcards.
+def jobs_of(model, *tasks):
+    """(rule, wildcards) of a model's jobs for new tasks, in Slurm's records."""
+    if model == "wide":
+        names = (f"prompts_wide_{tasks[0]}", f"states_wide_{tasks[0]}", f"stages_wide_{tasks[0]}")
+        return [(name, "") for name in (*names, f"lens_wide_{tasks[0]}_0_2")]
+    found = [(rule, f"{model}_{t}") for rule in ("prompts", "states", "stages") for t in tasks]
+    return found + [("lens", f"{model}_{task}_0_2") for task in tasks]
+
+
 def test_every_stage_was_a_slurm_job(swept):
     rows = swept.jobs
     assert {row["State"] for row in rows} == {"COMPLETED"}
     found = sorted((row["rule"], row["wildcards"]) for row in rows)
-    cells = [(model, task) for model in ("seq", "wide") for task in ("towns", "verbs")]
-    expected = [("summary", "")]
-    expected += [("models", model) for model in ("seq", "wide")]
-    for rule in ("prompts", "stages"):
-        expected += [(rule, f"{model}_{task}") for model, task in cells]
-    # With tasks_per_job one job takes both tasks, and has no wildcards.
-    expected += [("states", "seq_towns"), ("states", "seq_verbs"), ("states_wide_towns", "")]
-    expected += [("lens", f"{model}_{task}_0_2") for model, task in cells]
+    expected = [("summary", ""), ("models", "seq"), ("models", "wide")]
+    for model in ("seq", "wide"):
+        expected += jobs_of(model, "towns", "verbs")
     assert found == sorted(expected)
 
 
@@ -74,13 +79,8 @@ def test_a_model_and_a_task_more_submit_their_own_jobs(project, swept):
     done = project.slurm("results/summary.duckdb")
     assert done.returncode == 0, done.stdout[-6000:]
     found = sorted((row["rule"], row["wildcards"]) for row in jobs(project.cluster, last))
-    cells = [("more", task) for task in ("towns", "verbs", "nouns")]
-    cells += [(model, "nouns") for model in ("seq", "wide")]
-    expected = [("models", "more"), ("summary", ""), ("states_wide_nouns", "")]
-    for model, task in cells:
-        expected += [(rule, f"{model}_{task}") for rule in ("prompts", "stages")]
-        expected += [("lens", f"{model}_{task}_0_2")]
-        expected += [("states", f"{model}_{task}")] if model != "wide" else []
+    expected = [("models", "more"), ("summary", ""), *jobs_of("more", "towns", "verbs", "nouns")]
+    expected += [*jobs_of("seq", "nouns"), *jobs_of("wide", "nouns")]
     assert found == sorted(expected)
     models = project.query("SELECT model FROM models ORDER BY ALL")
     assert models == [("more",), ("seq",), ("wide",)]

@@ -1,6 +1,7 @@
 """Jobs, nodes and Snakemake itself are killed; the final tables stay what they were."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def running(project, rule, wildcards=""):
     for _ in range(600):
         rows = project.cluster.run("squeue", "-h", "-t", "R", "-o", "%i|%N|%k").splitlines()
         for job, node, comment in (row.split("|", 2) for row in rows):
-            if comment.startswith(f"rule_{rule}_wildcards_{wildcards}"):
+            name, _, found = comment.partition("_wildcards_")
+            if name == f"rule_{rule}" and found.startswith(wildcards):
                 time.sleep(1)  # well started
                 return job, node
         time.sleep(0.1)
@@ -75,20 +77,18 @@ def states(project, rule):
 
 
 def test_cancelled_hung_and_hungry_jobs_are_tried_again(fault):
-    remove(
-        fault, "stages/wide/verbs.parquet", "stages/seq/towns.parquet", "lens/seq/verbs/0-2.parquet"
-    )
+    ends = [f"stages/{cell}.parquet" for cell in ("wide/towns", "wide/verbs", "seq/towns")]
+    remove(fault, *ends, "lens/seq/verbs/0-2.parquet")
     # 60 MB are less than Snakemake alone takes in the job: Slurm's sampling finds it each time.
-    first = ("stages:runtime=1 if attempt == 1 else 20", "lens:mem_mb=60 if attempt == 1 else 2000")
+    first = ["stages:runtime=1 if attempt == 1 else 20", "lens:mem_mb=60 if attempt == 1 else 2000"]
     sweep = fault.start(*RUN, END, "--set-resources", *first)
-    fault.cluster.run("scancel", running(fault, "stages", "wide_verbs")[0])
+    fault.cluster.run("scancel", running(fault, "stages_wide_towns")[0])
     for process in processes(running(fault, "stages", "seq_towns")[0]):
         if process.name().startswith("python"):
             process.suspend()
     assert sweep.wait(timeout=400) == 0, fault.output()
-    found = states(fault, "stages")
-    assert found["wide_verbs"] == ["CANCELLED", "COMPLETED"]
-    assert found["seq_towns"] == ["TIMEOUT", "COMPLETED"]
+    assert states(fault, "stages_wide_towns") == {"": ["CANCELLED", "COMPLETED"]}
+    assert states(fault, "stages")["seq_towns"] == ["TIMEOUT", "COMPLETED"]
     rows = [row for row in jobs(fault.cluster, fault.last) if row["rule"] == "lens"]
     asked = {row["ReqMem"]: row["State"] for row in rows}
     # Slurm 22.05 calls it FAILED when its sampling finds the job over its memory.
@@ -141,36 +141,41 @@ def flipped(data):
 
 @contextmanager
 def full_disk(folder):
-    """A disk of a few kB in place of a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder]
+    """The files of a folder on a disk of their own, which has no room left."""
+    copy = folder.with_name(f"{folder.name}.copy")
+    shutil.copytree(folder, copy)
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("may not mount a small disk")
     try:
+        shutil.copytree(copy, folder, dirs_exist_ok=True)
+        with suppress(OSError), open(folder / "full", "wb", buffering=0) as rest:
+            while rest.write(bytes(4096)):
+                continue
         yield
     finally:
         subprocess.run(["umount", folder], check=True)
+        shutil.rmtree(copy)
 
 
 def test_damaged_states_and_a_full_disk_are_named(fault):
     results = fault.folder / "results"
     blocks = [f"lens/{cell}/0-2.parquet" for cell in ("seq/towns", "seq/verbs", "wide/towns")]
-    remove(fault, *blocks, "stages/wide/verbs.parquet")
+    remove(fault, *blocks)
     broken = [results / "states" / "seq" / f"{task}.safetensors" for task in ("towns", "verbs")]
     damage(broken[0], truncated)
     damage(broken[1], flipped)
-    with full_disk(results / "lens" / "wide" / "towns"):
+    with full_disk(results / "stages" / "wide"):
         done = fault.slurm(END, "--retries", "0")
-    # The rest was finished; each failed job's log was printed, with a line that says what to do.
+    # What could be done was; each failed job's log was printed, with a line that says what to do.
     assert done.returncode == 1 and "Traceback" not in done.stdout
-    assert (results / "stages" / "wide" / "verbs.parquet").exists()
-    assert not [block for block in blocks if (results / block).exists()]
+    assert [(results / block).exists() for block in blocks] == [False, False, True]
     for task in ("towns", "verbs"):
         says = f"vecsweep lens: results/states/seq/{task}.safetensors is damaged"
         assert says in done.stdout, done.stdout
         assert f"logs/lens/seq/{task}/0-2.log" in done.stdout
     assert "delete it and run again" in done.stdout
-    says = "cannot write results/lens/wide/towns/0-2.parquet: No space left on device"
+    says = "cannot write results/stages/wide/towns.parquet: No space left on device"
     assert says in done.stdout, done.stdout
     for path in broken:
         path.unlink()
