@@ -211,6 +211,23 @@ def test_a_task_more_runs_its_own_jobs(project):
     assert {stage_of(o) for o in outputs} == {"prompts", "states", "lens", "stages", "end"}
 
 
+def test_another_cut_of_the_layers_runs_its_new_blocks(project):
+    outputs, _ = pending(project, edited(("models", "seq", "layers_per_job", 1)))
+    # Blocks were 0-1 and 2-2.
+    new = {f"results/lens/seq/{task}/{i}-{i}.parquet" for task in TASKS for i in (0, 1)}
+    assert {output for output in outputs if stage_of(output) == "lens"} == new
+    assert not {"models", "prompts", "states"} & {stage_of(output) for output in outputs}
+
+
+def test_a_figure_more_is_drawn_alone(project):
+    figure = project.folder / "results" / "figures" / "crossover.svg"
+    kept = figure.rename(figure.with_suffix(".kept"))
+    done = snakemake(project, CONFIG, "--dry-run")
+    kept.rename(figure)
+    counts = done.stdout.split("Job stats:")[1].split("total")[0].split()
+    assert counts[-4:] == ["figure_crossover", "1", "all", "1"] and len(counts) == 8, counts
+
+
 # Stage -> the jobs of a group of tasks: one, or one for each layer block.
 GROUPED = dict.fromkeys(("prompts", "states", "lens", "stages"), 1)
 GROUPED |= dict.fromkeys(("ovectors", "interventions", "selection", "ablations"), 1)
