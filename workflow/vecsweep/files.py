@@ -24,7 +24,8 @@ def replacing(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise Problem(f"cannot write {path}: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise Problem(f"cannot write {path}: {reason}") from error
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -87,6 +88,7 @@ def provenance() -> dict[str, str]:
 
 def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
     """Write named tensors as safetensors, with a checksum for each in the metadata."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -95,7 +97,10 @@ def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
     header = _header_checksum(notes, {name: list(t.shape) for name, t in tensors.items()})
     notes["checksums"] = json.dumps(checksums | {"": header})
     with replacing(path) as temporary:
-        save_file(tensors, str(temporary), notes)
+        try:
+            save_file(tensors, str(temporary), notes)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 class Tensors:
