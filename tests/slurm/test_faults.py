@@ -195,14 +195,16 @@ def kill_node(cluster, node, job):
 
 def start_node(cluster, node):
     command = ["setsid", "slurmd", "-D", "-N", node]
-    log = open(cluster.folder / "log" / f"slurmd.{node}.again", "w")
+    log = open(cluster.folder / "log" / f"slurmd.{node}.again", "w+")
     daemon = subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
     (cluster.folder / "pids" / f"slurmd.{node}").write_text(f"{daemon.pid}\n")
     for _ in range(300):
-        if cluster.run("sinfo", "-h", "-n", node, "-p", "cpu", "-o", "%T").strip() == "idle":
+        state = cluster.run("sinfo", "-h", "-n", node, "-p", "cpu", "-o", "%T").strip()
+        if state == "idle":
             return
         time.sleep(0.1)
-    raise AssertionError(f"{node} does not come back")
+    log.seek(0)
+    raise AssertionError(f"{node} does not come back from {state}: {log.read()}")
 
 
 def test_killed_node_loses_its_job_to_another(fault):
