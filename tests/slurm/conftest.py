@@ -123,7 +123,7 @@ class Project:
     def start(self, *options, **changes):
         """Start Snakemake, its output in out.txt."""
         out = open(self.folder / "out.txt", "w")
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             self.command(*options),
             cwd=self.folder,
             env=self.cluster.environment | changes,
@@ -131,15 +131,19 @@ class Project:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        return self.process
+
+    def end(self):
+        """Kill the latest Snakemake, if it still runs."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def run(self, *options):
         """Run Snakemake to its end: its exit code and output."""
-        process = self.start(*options)
         try:
-            code = process.wait(timeout=400)
+            code = self.start(*options).wait(timeout=400)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            self.end()
         return SimpleNamespace(returncode=code, stdout=self.output())
 
     def output(self):

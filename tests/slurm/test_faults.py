@@ -33,6 +33,7 @@ def fault(project, swept):
     project.last = last_job(project.cluster)
     assert len(project.before["lens"]) > 100
     yield project
+    project.end()
     assert tables(project) == project.before
     results = project.folder / "results"
     assert not [path for path in results.rglob("*") if ".tmp" in path.name]
