@@ -8,6 +8,7 @@ import sys
 import zlib
 from contextlib import contextmanager
 from functools import cache
+from glob import escape
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def replacing(path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):  # by one that was killed
+            left.unlink(missing_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
