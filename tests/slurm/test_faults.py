@@ -141,14 +141,15 @@ def flipped(data):
     return data
 
 
+MOUNT = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs"]
+
+
 @contextmanager
 def full_disk(folder):
     """The files of a folder on a disk of their own, which has no room left."""
     copy = folder.with_name(f"{folder.name}.copy")
     shutil.copytree(folder, copy)
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
+    subprocess.run([*MOUNT, folder], check=True)
     try:
         shutil.copytree(copy, folder, dirs_exist_ok=True)
         with suppress(OSError), open(folder / "full", "wb", buffering=0) as rest:
@@ -160,7 +161,10 @@ def full_disk(folder):
         shutil.rmtree(copy)
 
 
-def test_damaged_states_and_a_full_disk_are_named(fault):
+def test_damaged_states_and_a_full_disk_are_named(fault, tmp_path):
+    if subprocess.run([*MOUNT, tmp_path], capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    subprocess.run(["umount", tmp_path], check=True)
     results = fault.folder / "results"
     blocks = [f"lens/{cell}/0-2.parquet" for cell in ("seq/towns", "seq/verbs", "wide/towns")]
     # Snakemake removes old outputs first, which would make room.
