@@ -161,7 +161,13 @@ def legend(figure, keys: list, columns: int | None = None) -> None:
     """One legend above all panels."""
     wide = figure.get_figwidth()
     columns = columns or (len(keys) if wide > 1.3 * len(keys) else math.ceil(len(keys) / 2))
-    figure.legend(handles=keys, loc="outside upper center", ncols=columns)
+    place = {"handles": keys, "loc": "outside upper center"}
+    made = figure.legend(**place, ncols=columns)
+    # Only the drawn text says how wide it is: one that is cut off gets more rows.
+    while made.get_window_extent().width > figure.bbox.width and columns > 1:
+        made.remove()
+        columns = math.ceil(columns / 2)
+        made = figure.legend(**place, ncols=columns)
 
 
 def task_look(k: int) -> dict:
