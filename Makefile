@@ -29,10 +29,10 @@ test-slurm: $(VENV)/ready-dev
 # Two engines in turn, in one run: ours and plain transformers, as ratios.
 bench: $(VENV)/ready
 	snakemake --cores $(CORES) --quiet all -- $(BENCH_MODEL:%=results/models/%/model.json)
-	python -m vecsweep.bench --model $(BENCH_MODEL)
+	python -m vecsweep.tools.bench --model $(BENCH_MODEL)
 
 scale: $(VENV)/ready
-	python -m vecsweep.scale $(or $(TMPDIR),/tmp)/vecsweep-scale
+	python -m vecsweep.tools.scale $(or $(TMPDIR),/tmp)/vecsweep-scale
 
 clean:
 	rm -rf results/*/ results/*.duckdb results/report.html logs .snakemake

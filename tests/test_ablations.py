@@ -10,9 +10,9 @@ from conftest import command, main, run_stage
 from test_edits import plain_run, sublayer_of
 
 from vecsweep import STEP_VERSIONS
-from vecsweep.ablations import PAPER, TWINS, removed_layers
-from vecsweep.prompts import kept_rows
-from vecsweep.states import PROMPT_SETS
+from vecsweep.stages.ablations import PAPER, TWINS, removed_layers
+from vecsweep.stages.prompts import kept_rows
+from vecsweep.stages.states import PROMPT_SETS
 
 MARGIN = 1e-5
 
@@ -172,8 +172,8 @@ def test_only_the_papers_kind_unless_asked(tiny_model, tmp_path):
 
 
 def test_the_mean_is_over_all_prompts_of_both_sets(tiny_model, tmp_path):
-    from vecsweep.ablations import mean_updates
-    from vecsweep.models import load
+    from vecsweep.stages.ablations import mean_updates
+    from vecsweep.engine import load
 
     for kind in ("gpt2", "opt", "bloom", "gemma3_text"):
         stage = tiny_model(kind)

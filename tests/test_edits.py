@@ -10,8 +10,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from vecsweep import Problem
-from vecsweep.models import edits, load
-from vecsweep.models.edits import Edit
+from vecsweep.engine import edits, load
+from vecsweep.engine.edits import Edit
 
 # Where things are, written down again so that a wrong row of families.py cannot hide.
 BLOCKS = {"gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}

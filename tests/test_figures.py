@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vecsweep import ablations, figures, interventions, ovectors, summary
+from vecsweep import figures
+from vecsweep.stages import ablations, interventions, ovectors, summary
 from vecsweep.figures import drawing, stages
-from vecsweep.stages import stages_of
+from vecsweep.stages.stages import stages_of
 
 NAMES = ["first-tiny-model", "second", "a-third-model-with-a-long-name-7b-instruct", "fourth"]
 NAMES += ["fifth", "sixth-model", "seventh", "eighth"]

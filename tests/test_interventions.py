@@ -16,11 +16,13 @@ from test_edits import block_of, plain_run, sublayer_of
 from test_ovectors import SEARCH
 from test_states import plain_states
 
-from vecsweep import Problem, bench, selection
+from vecsweep import Problem
+from vecsweep.stages import selection
+from vecsweep.tools import bench
 from vecsweep.files import read_table, write_tensors
-from vecsweep.interventions import NOVEL, capped, end_layer, in_domain, write_outcomes
-from vecsweep.models import load
-from vecsweep.prompts import kept_rows, split_arguments
+from vecsweep.stages.interventions import NOVEL, capped, end_layer, in_domain, write_outcomes
+from vecsweep.engine import load
+from vecsweep.stages.prompts import kept_rows, split_arguments
 
 D_MODEL = 32
 SETTINGS = SEARCH | {"scales": [1.0, 2.5], "dev_prompts": 3, "test_prompts": 3}

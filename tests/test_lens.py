@@ -12,11 +12,11 @@ from test_models import final_norm
 from test_states import plain_states
 
 from vecsweep import STEP_VERSIONS
-from vecsweep.lens import target_tokens
-from vecsweep.models import readout as readout_module
-from vecsweep.models.readout import Readout, decode
-from vecsweep.prompts import kept_rows
-from vecsweep.states import PROMPT_SETS
+from vecsweep.stages.lens import target_tokens
+from vecsweep.engine import readout as readout_module
+from vecsweep.engine.readout import Readout, decode
+from vecsweep.stages.prompts import kept_rows
+from vecsweep.stages.states import PROMPT_SETS
 
 
 @pytest.fixture

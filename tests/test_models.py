@@ -18,9 +18,9 @@ from conftest import REPO, describe
 from vecsweep import Problem
 from vecsweep.__main__ import main
 from vecsweep.files import Tensors
-from vecsweep.models import load, proof
-from vecsweep.models.families import FAMILIES, family_of, is_parallel
-from vecsweep.models.readout import Readout
+from vecsweep.engine import load, proof
+from vecsweep.engine.families import FAMILIES, family_of, is_parallel
+from vecsweep.engine.readout import Readout
 
 IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
 PARALLEL = {"gptj", "gpt_neox"}

@@ -16,9 +16,9 @@ from test_states import plain_states
 
 from vecsweep import STEP_VERSIONS
 from vecsweep.files import Tensors, read_table, write_table
-from vecsweep.ovectors import eligible_donors, spread
-from vecsweep.prompts import kept_rows
-from vecsweep.states import PROMPT_SETS
+from vecsweep.stages.ovectors import eligible_donors, spread
+from vecsweep.stages.prompts import kept_rows
+from vecsweep.stages.states import PROMPT_SETS
 
 SEARCH = {
     "modes": ["replace", "add"],

@@ -11,7 +11,8 @@ import tiny
 import yaml
 from conftest import REPO, main
 
-from vecsweep import Problem, plan
+from vecsweep import Problem
+from vecsweep.tools import plan
 
 PAPER = REPO / "workflow" / "config" / "paper.yaml"
 CONFIGS = [REPO / "config.yaml", *sorted((REPO / "workflow" / "config").glob("*.yaml"))]
@@ -139,7 +140,7 @@ def test_resources_of_more_shards():
 def test_resources_import_no_torch():
     code = """
 import sys, yaml
-from vecsweep import plan
+from vecsweep.tools import plan
 settings = plan.read_config(plan.Path(sys.argv[1]))["models"]["bloom-176b"]
 assert plan.resources("bloom-176b", settings)
 assert not {"torch", "transformers", "huggingface_hub"} & set(sys.modules)

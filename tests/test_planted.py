@@ -17,7 +17,7 @@ import yaml
 from conftest import REPO
 from test_ovectors import assert_no_vectors, chain
 
-from vecsweep import ablations
+from vecsweep.stages import ablations
 from vecsweep.files import Tensors, read_table
 
 FFN_MODELS = [f"{form}-ffn" for form in planted.FORMS]

@@ -9,8 +9,9 @@ import pytest
 import tiny
 from conftest import REPO, command, run_stage
 
-from vecsweep import Problem, prompts, tasks
-from vecsweep.prompts import build, continuation
+from vecsweep import Problem, tasks
+from vecsweep.stages import prompts
+from vecsweep.stages.prompts import build, continuation
 
 SETTINGS = {"demonstrations": 1, "seed": 0, "max_prompts": None}
 PACKAGED = REPO / "workflow" / "vecsweep" / "tasks"

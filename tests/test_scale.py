@@ -1,4 +1,4 @@
-"""The made-up results of `vecsweep.scale`: the summary is right on them, in little memory."""
+"""The made-up results of `vecsweep.tools.scale`: the summary is right on them, in little memory."""
 
 import resource
 import subprocess
@@ -10,7 +10,7 @@ import duckdb
 import pytest
 from conftest import main
 
-from vecsweep import scale
+from vecsweep.tools import scale
 from vecsweep.files import read_table
 
 SIZE = scale.Size(models=2, tasks=2, layers=9, layers_per_job=4, prompts=20, novel=8, vocabulary=40)

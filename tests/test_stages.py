@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vecsweep.__main__ import main
-from vecsweep.stages import stages_of
+from vecsweep.stages.stages import stages_of
 
 COLUMNS = ["pattern", "argument_first", "argument_last", "function_layer", "function_site"]
 COLUMNS.append("saturation_layers")

@@ -12,9 +12,9 @@ from test_models import final_norm
 
 from vecsweep import STEP_VERSIONS, Problem
 from vecsweep.files import Tensors, provenance, write_tensors
-from vecsweep.models import forward, load
-from vecsweep.prompts import kept_rows
-from vecsweep.states import PROMPT_SETS, prompt_groups, token_hash
+from vecsweep.engine import forward, load
+from vecsweep.stages.prompts import kept_rows
+from vecsweep.stages.states import PROMPT_SETS, prompt_groups, token_hash
 
 # The module whose output is (or contains) attention's update, by family; see `plain_states`.
 ATTENTION = {

@@ -1,10 +1,11 @@
-"""`vecsweep.status --jobs`: what jobs took, from benchmark files and logs."""
+"""`vecsweep.tools.status --jobs`: what jobs took, from benchmark files and logs."""
 
 import pytest
 import torch
 import yaml
 
-from vecsweep import gpu, status
+from vecsweep.engine import gpu
+from vecsweep.tools import status
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 

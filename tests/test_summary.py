@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import main
 
-from vecsweep.prompts import _schema
-from vecsweep.summary import crossover_depths, resampled_means
+from vecsweep.stages.prompts import _schema
+from vecsweep.stages.summary import crossover_depths, resampled_means
 
 LAYERS = {"a": 4, "b": 3}  # of each model; blocks of two layers
 TASKS = ["towns", "verbs"]

@@ -257,7 +257,7 @@ def test_paper_comparison(sweep):
 
 
 def test_the_caption_names_every_table(sweep):
-    from vecsweep.summary import SQL
+    from vecsweep.stages.summary import SQL
 
     caption = (SQL.parent.parent / "report" / "tables.rst").read_text()
     for path in (SQL / "tables").glob("*.sql"):

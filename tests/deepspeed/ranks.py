@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
-from vecsweep import Problem, launch, preshard, selection
+from vecsweep import Problem
+from vecsweep.engine import launch
+from vecsweep.stages import preshard, selection
 from vecsweep.files import read_json
-from vecsweep.models import edits, forward, load, proof, sharded
-from vecsweep.models.edits import Edit
-from vecsweep.models.readout import Readout
+from vecsweep.engine import edits, forward, load, proof, sharded
+from vecsweep.engine.edits import Edit
+from vecsweep.engine.readout import Readout
 
 BATCH_TOKENS = 16  # two prompts at a time at most
 

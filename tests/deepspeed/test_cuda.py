@@ -7,8 +7,8 @@ import ranks
 import tiny
 import torch
 
-from vecsweep import gpu
-from vecsweep.models import load
+from vecsweep.engine import gpu
+from vecsweep.engine import load
 
 PROMPTS = [[9, 8, 7, 6, 5, last, 4] for last in (10, 11, 12)] + [[9, 8, 7, 6, 5, 4, 44, 45]]
 # Relative to the largest entry; bfloat16 keeps 8 bits, and each device rounds in its own order.

@@ -23,10 +23,11 @@ from conftest import REPO, command, describe, main
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vecsweep import Problem, plan
+from vecsweep import Problem
+from vecsweep.tools import plan
 from vecsweep.files import Tensors, read_table, write_table
-from vecsweep.models import ranks as rank_files
-from vecsweep.models.sharded import TENSOR_PARALLEL
+from vecsweep.engine import slices as rank_files
+from vecsweep.engine.sharded import TENSOR_PARALLEL
 
 SHARDS = 2
 # In several batches; the last prompt is longer than the others, all begin alike.

@@ -5,7 +5,7 @@ import yaml
 
 from snakemake.logging import logger
 
-from vecsweep import plan
+from vecsweep.tools import plan
 
 SITE_FILE = f"{workflow.basedir}/workflow/profiles/slurm/site.yaml"
 with open(SITE_FILE) as file:

@@ -5,7 +5,10 @@ import importlib
 import os
 import sys
 
-from vecsweep import STEP_VERSIONS, Problem, gpu, launch
+from vecsweep import STEP_VERSIONS, Problem
+from vecsweep.engine import gpu, launch
+
+PLACES = {"plan": "vecsweep.tools.plan", "figures": "vecsweep.figures"}
 
 
 def main(argv=None) -> int:
@@ -21,7 +24,7 @@ def main(argv=None) -> int:
     try:
         several = getattr(args, "shards", 1) > 1 or getattr(args, "offload", False)
         if several and "RANK" not in os.environ:
-            from vecsweep.models import load
+            from vecsweep.engine import load
 
             load.check(args.model, args.shards, args.engine, args.offload, args.ranks)
             return launch.ranks(args.shards, argv)
@@ -47,7 +50,7 @@ def parsed(argv: list[str]):
         # Only the stage that runs is imported: the start of a job is not free.
         stage = stages.add_parser(name)
         if name in argv[:1]:
-            module = importlib.import_module(f"vecsweep.{name}")
+            module = importlib.import_module(PLACES.get(name, f"vecsweep.stages.{name}"))
             stage.description = module.__doc__
             module.arguments(stage)
     args = parser.parse_args(argv)

@@ -9,7 +9,7 @@ import yaml
 
 from vecsweep import Problem
 
-SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
+SCHEMA = Path(__file__).parent / "schemas" / "config.schema.yaml"
 
 
 def checked(config: dict, schema_path=SCHEMA) -> dict:

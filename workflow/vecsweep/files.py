@@ -14,6 +14,8 @@ from pathlib import Path
 
 from vecsweep import Problem
 
+PACKAGE = Path(__file__).parent
+
 
 @contextmanager
 def replacing(path):
@@ -72,7 +74,7 @@ def provenance() -> dict[str, str]:
             installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:

@@ -659,7 +659,7 @@ def mean_band(values: list[float]) -> tuple[float, float, float]:
     """(mean, low, high): a mean over prompts with its bootstrap 95 % interval."""
     import numpy as np
 
-    from vecsweep.summary import resampled_means
+    from vecsweep.stages.summary import resampled_means
 
     drawn = resampled_means(np.array(values, float), RESAMPLES, seed=0)
     return (float(np.mean(values)), *map(float, np.quantile(drawn, [0.025, 0.975])))
@@ -669,7 +669,7 @@ def share_band(rows: list[dict]) -> tuple[float, float, float]:
     """(share, low, high): lift of a part over the lift of the whole, on the same prompts."""
     import numpy as np
 
-    from vecsweep.summary import resampled_means
+    from vecsweep.stages.summary import resampled_means
 
     lifts = np.array([[row["after"] - row["before"], row["whole"] - row["before"]] for row in rows])
     part, whole = lifts.mean(0)
