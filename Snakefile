@@ -13,18 +13,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/resources.smk"
-include: "workflow/rules/models.smk"
-include: "workflow/rules/preshard.smk"
-include: "workflow/rules/prompts.smk"
-include: "workflow/rules/states.smk"
-include: "workflow/rules/lens.smk"
 include: "workflow/rules/stages.smk"
-include: "workflow/rules/ovectors.smk"
-include: "workflow/rules/interventions.smk"
-include: "workflow/rules/selection.smk"
-include: "workflow/rules/ablations.smk"
-include: "workflow/rules/groups.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/figures.smk"
 
@@ -33,4 +22,5 @@ rule all:
     default_target: True
     input:
         "results/summary.duckdb",
-        FIGURES,
+        PICTURES,
+        UNREAD,

@@ -1,16 +1,16 @@
-from vecsweep.figures import FIGURES as DRAWN
-
-FIGURES = expand("results/figures/{name}.{format}", name=DRAWN, format=["svg", "png"])
+PICTURES = expand("results/figures/{name}.{format}", name=DRAWN, format=["svg", "png"])
 
 
 # A rule each: a caption belongs to a rule, and a figure runs without the others.
 for name, figure in DRAWN.items():
+    settings = SWEEP.settings_file(FIGURES, Cell(name))
 
     rule:
         name:
             f"figure_{name}"
         input:
-            "results/summary.duckdb",
+            database="results/summary.duckdb",
+            settings=settings,
         output:
             svg=report(
                 f"results/figures/{name}.svg",
@@ -28,10 +28,9 @@ for name, figure in DRAWN.items():
         conda:
             "../../envs/tables.yaml"
         params:
-            name=name,
-            version=figure.version,
+            settings=json.dumps({"name": name}),
         message:
-            "figure {params.name}"
+            f"figure {name}"
         shell:
-            "python -m vecsweep figures --name {params.name} --database {input}"
+            "python -m vecsweep figures --settings {params.settings:q} --database {input.database}"
             " --svg {output.svg} --png {output.png} 2> {log}"

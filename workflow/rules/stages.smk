@@ -1,21 +1,66 @@
-rule stages:
-    input:
-        lens=over_layers("results/lens/{model}/{task}/{layers}.parquet"),
-    output:
-        "results/stages/{model}/{task}.parquet",
-    log:
-        "logs/stages/{model}/{task}.log",
-    benchmark:
-        "results/benchmarks/stages/{model}/{task}.tsv"
-    wildcard_constraints:
-        model=ONE_BY_ONE,
-    conda:
-        "../../envs/tables.yaml"
-    resources:
-        **asks("stages"),
-    params:
-        step=STEP_VERSIONS["stages"],
-    message:
-        "{wildcards.model}: stages of {wildcards.task}"
-    shell:
-        "python -m vecsweep stages --lens {input.lens} --output {output} 2> {log}"
+# A rule for each row of the table of stages (vecsweep/layout.py), one job for each of its cells.
+
+
+def cell_of(wildcards):
+    return Cell(*(getattr(wildcards, part, "") for part in Cell._fields))
+
+
+for stage in ROWS:
+    place = "/".join((stage.name, *(f"{{{part}}}" for part in stage.parts)))
+    words = " ".join(f"{{wildcards.{part}}}" for part in stage.parts[1:])
+
+    rule:
+        name:
+            stage.name
+        input:
+            lambda wildcards, stage=stage: reads(stage, [cell_of(wildcards)]),
+        output:
+            **written(stage),
+        log:
+            f"logs/{place}.log",
+        benchmark:
+            f"results/benchmarks/{place}.tsv"
+        wildcard_constraints:
+            model=alone(stage),
+        conda:
+            f"../../envs/{stage.environment}.yaml"
+        resources:
+            **REQUESTS.of(stage),
+        params:
+            command=lambda wildcards, stage=stage: command(stage, [cell_of(wildcards)]),
+        message:
+            f"{{wildcards.model}}: {stage.name} {words}".rstrip()
+        shell:
+            "python -m vecsweep {params.command} 2> {log}"
+
+
+# A job of a model with tasks_per_job takes several tasks: a rule for each group of them.
+for model, by_stage in GROUPS.items():
+    for stage in ROWS:
+        for members in by_stage.get(stage.name, []):
+            for layers in SWEEP.blocks(model) if "layers" in stage.parts else [""]:
+                cells = [Cell(model, task, layers) for task in members]
+                parts = [part for part in (stage.name, *cells[0]) if part]
+                place = "/".join(parts)
+
+                rule:
+                    name:
+                        "_".join(parts).replace("-", "_")
+                    input:
+                        reads(stage, cells),
+                    output:
+                        [path for cell in cells for path in SWEEP.outputs(stage, cell).values()],
+                    log:
+                        f"logs/{place}.log",
+                    benchmark:
+                        f"results/benchmarks/{place}.tsv"
+                    conda:
+                        f"../../envs/{stage.environment}.yaml"
+                    resources:
+                        **REQUESTS.of(stage, model, len(members)),
+                    params:
+                        command=command(stage, cells),
+                    message:
+                        f"{model}: {stage.name} {', '.join(members)} {layers}".rstrip()
+                    shell:
+                        "python -m vecsweep {params.command} 2> {log}"

@@ -19,6 +19,8 @@ class Engine:
     parallel: bool
     batch_tokens: int
     shards: int = 1  # ranks that split every layer's heads and neurons (tensor parallel)
+    sharding: str = "single"
+    proof: object = None
     leader: bool = True  # decodes and writes; the other ranks only take part
     shape: tuple[int, int] = (0, 0)  # batch and tokens of the forward that runs
 

@@ -128,3 +128,10 @@ def _decode_rows(readout, states, targets, top_k):
             rank[:, k] += (logits > best[:, k, None]).sum(-1)
     probability = (best - log_sum[:, None]).exp()
     return token, rank, probability, top_token, (top - log_sum[:, None]).exp()
+
+
+def target_tokens(rows: list[dict]) -> list:
+    """Token ids of the targets: argument [prompts, 1], answer [prompts, k] padded with -1."""
+    width = max(len(row["answer_tokens"]) for row in rows)
+    answers = [row["answer_tokens"] + [-1] * (width - len(row["answer_tokens"])) for row in rows]
+    return [torch.tensor([[row["argument_token"]] for row in rows]), torch.tensor(answers)]

@@ -13,20 +13,13 @@ from vecsweep.figures.drawing import style
 from vecsweep.files import replacing
 
 
-def arguments(parser):
-    parser.add_argument("--name", required=True, help=", ".join(FIGURES))
-    parser.add_argument("--database", type=Path, required=True, help="summary.duckdb")
-    parser.add_argument("--svg", type=Path, required=True, help="SVG to write, text as text")
-    parser.add_argument("--png", type=Path, required=True, help="PNG to write, 300 dpi")
-
-
 def run(args):
     """Draw one figure; the same database gives the same bytes."""
     import duckdb
     import matplotlib
 
-    if args.name not in FIGURES:
-        raise Problem(f"no figure '{args.name}'; there are {', '.join(FIGURES)}")
+    if args.settings["name"] not in FIGURES:
+        raise Problem(f"no figure '{args.settings['name']}'; there are {', '.join(FIGURES)}")
     try:
         # One thread gives rows in one order, and equal figures are equal files. Figures are drawn
         # on the login node of a cluster: they must not take its memory.
@@ -35,7 +28,7 @@ def run(args):
     except duckdb.Error as error:
         raise Problem(f"cannot read {args.database}: {' '.join(str(error).split())}") from error
     with connection, matplotlib.rc_context(style()):
-        figure = FIGURES[args.name].draw(connection)
+        figure = FIGURES[args.settings["name"]].draw(connection)
         # Without dates and versions, so that equal figures are equal files.
         with replacing(args.svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})

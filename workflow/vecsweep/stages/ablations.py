@@ -3,11 +3,16 @@
 import math
 import random
 
-from vecsweep import STEP_VERSIONS
-from vecsweep.files import write_table
-from vecsweep.stages.interventions import capped, decoded, model_arguments
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS, load_engine, prompt_groups
+import torch
+
+from vecsweep import tables
+from vecsweep.engine.edits import Edit, clean_runs, resume
+from vecsweep.engine.forward import equal_length_batches, first, hooks, run_decoder
+from vecsweep.engine.plans import decoded
+from vecsweep.engine.readout import target_tokens
+from vecsweep.engine.running import how_it_ran, load_engine, progress_line
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, capped, kept_rows, prompt_groups
 
 STEPS = 6
 # (sublayer, value it is replaced by, which layers go first)
@@ -20,50 +25,21 @@ TWINS = (
 )
 
 
-def arguments(parser):
-    model_arguments(parser)
-    parser.add_argument("--twins", action="store_true", help="the other kinds of removal too")
-
-
 def run(args):
     """Write table `ablations`: a row for each prompt, kind of removal and step."""
-    import pyarrow as pa
-
     rows = []
-    for prompt_set in PROMPT_SETS:
+    for prompt_set in CAPTURED:
         kept = kept_rows(args.prompts, (prompt_set,))
         rows += capped(kept, args.settings["max_prompts"], args.settings["seed"])
     engine, readout, description = load_engine(args, rows[0]["token_ids"])
-    kinds = (PAPER, *TWINS) if args.twins else (PAPER,)
+    kinds = (PAPER, *TWINS) if args.settings["twins"] else (PAPER,)
     outcomes = ablate(engine, readout, rows, kinds, args.settings["seed"])
     if not engine.leader:
         return
     for outcome in outcomes:
         outcome["model"] = description["model"]
-    table = pa.Table.from_pylist(outcomes, schema=schema(pa))
-    notes = {"step_version": STEP_VERSIONS["ablations"], "shards": args.shards}
-    write_table(table, args.output, notes)
-
-
-def schema(pa):
-    """Columns of table `ablations`."""
-    text, number = pa.string(), pa.int32()
-    return pa.schema(
-        {
-            "model": text,
-            "task": text,
-            "prompt_set": text,
-            "sublayer": text,
-            "value": text,
-            "order": text,
-            "step": pa.int16(),
-            "removed_layers": pa.int16(),
-            "fraction": pa.float32(),
-            "prompt_id": number,
-            "rank": number,
-            "correct": pa.bool_(),
-        }
-    )
+    notes = {"step_version": STAGES["ablations"].version} | how_it_ran(args, engine)
+    tables.write("ablations", outcomes, args.output, notes)
 
 
 def removed_layers(layers: int, step: int, order: str, seed: int) -> list[int]:
@@ -81,12 +57,6 @@ def removed_layers(layers: int, step: int, order: str, seed: int) -> list[int]:
 
 def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
     """An outcome for each prompt (both sets), kind and step; step 0 is the clean run."""
-    import torch
-
-    from vecsweep.stages.lens import target_tokens
-    from vecsweep.engine.edits import Edit, clean_runs, resume
-    from vecsweep.stages.states import progress_line
-
     layers, d_model = len(engine.blocks), engine.model.config.hidden_size
     means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else None
     zero = torch.zeros(1, d_model)
@@ -131,10 +101,6 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
 
 def mean_updates(engine, rows: list[dict]) -> dict:
     """layer -> FFN update [1, d_model] averaged over all tokens of all prompts of both sets."""
-    import torch
-
-    from vecsweep.engine.forward import equal_length_batches, first, hooks, run_decoder
-
     sums, count = {}, 0
 
     def add(layer):

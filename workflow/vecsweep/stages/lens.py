@@ -1,24 +1,19 @@
 """Stage `lens`: early decoding of stored states, from the readout alone (paper section 2)."""
 
-from pathlib import Path
+import pyarrow as pa
+import torch
 
-from vecsweep import STEP_VERSIONS, Problem
-from vecsweep.files import Tensors, read_json, write_table
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS, token_hash
+from vecsweep import Problem, tables
+from vecsweep.engine.readout import Readout, decode, target_tokens
+from vecsweep.files import Tensors, read_json
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, kept_rows, token_hash
 
 TARGETS = ("argument", "answer")
-
-
-def arguments(parser):
-    parser.add_argument("--model", type=Path, required=True, help="model.json")
-    parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
-    parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
-    parser.add_argument("--states", type=Path, required=True, help="safetensors of stage states")
-    parser.add_argument("--first", type=int, required=True, help="first layer, from 0")
-    parser.add_argument("--last", type=int, required=True, help="last layer, inclusive")
-    parser.add_argument("--top-k", type=int, required=True, help="top tokens to keep")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet to write")
+TOP_K = 10  # top tokens that are stored; `lens.top_k` of them are shown
+# How the states came about: the tables' provenance reaches back to the run of the model.
+STATES_NOTES = ("dtype", "host", "token_ids_sha256", "shards", "engine", "batch_tokens", "offload")
+STATES_NOTES += ("proof_stream", "proof_readout")
 
 
 def run(args):
@@ -27,37 +22,22 @@ def run(args):
     Columns: rank, reciprocal rank and probability of `argument` and `answer`, and lists of the
     top token ids with their probabilities; the summary unfolds them into `lens` and `top_tokens`.
     """
-    import pyarrow as pa
-
-    from vecsweep.engine.readout import Readout
-
     description = read_json(args.model)
-    rows = kept_rows(args.prompts, PROMPT_SETS)
+    rows = kept_rows(args.prompts, CAPTURED)
     states = Tensors(args.states)
     if states.metadata["token_ids_sha256"] != token_hash(rows):
         raise Problem(f"{args.states} belongs to other prompts; delete it and run again")
     readout = Readout.load(args.readout)
     targets = target_tokens(rows)
-    tables = []
+    blocks = []
     for layer in range(args.first, args.last + 1):
         for site, tensor in sites(states, layer, description["parallel_blocks"]):
-            table = decode_site(readout, tensor, targets, args.top_k)
+            table = decode_site(readout, tensor, targets, TOP_K)
             labels = {"layer": layer, "site": site}
-            tables.append(_labelled(pa, table, description["model"], rows, labels))
-    table = pa.concat_tables(tables)
-    # The tables' provenance reaches back to the run of the model.
-    kept = ("dtype", "shards", "host", "token_ids_sha256")
-    notes = {f"states_{key}": states.metadata[key] for key in kept}
-    write_table(table, args.output, notes | {"step_version": STEP_VERSIONS["lens"]})
-
-
-def target_tokens(rows: list[dict]) -> list:
-    """Token ids of the targets: argument [prompts, 1], answer [prompts, k] padded with -1."""
-    import torch
-
-    width = max(len(row["answer_tokens"]) for row in rows)
-    answers = [row["answer_tokens"] + [-1] * (width - len(row["answer_tokens"])) for row in rows]
-    return [torch.tensor([[row["argument_token"]] for row in rows]), torch.tensor(answers)]
+            blocks.append(_labelled(table, description["model"], rows, labels))
+    notes = {f"states_{key}": states.metadata[key] for key in STATES_NOTES}
+    notes["step_version"] = STAGES["lens"].version
+    tables.write("lens", pa.concat_tables(blocks), args.output, notes)
 
 
 def sites(states, layer: int, parallel: bool):
@@ -79,10 +59,6 @@ def sites(states, layer: int, parallel: bool):
 
 def decode_site(readout, tensor, targets, top_k: int) -> dict:
     """Columns (numpy) of early decoding for states [prompts, d_model]."""
-    import torch
-
-    from vecsweep.engine.readout import decode
-
     with torch.inference_mode():
         decoded = decode(readout, tensor, targets, top_k)
     columns = {
@@ -96,7 +72,7 @@ def decode_site(readout, tensor, targets, top_k: int) -> dict:
     return columns
 
 
-def _labelled(pa, columns, model, rows, labels):
+def _labelled(columns, model, rows, labels):
     count = len(rows)
     front = {
         "model": pa.array([model] * count),

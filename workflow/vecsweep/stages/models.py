@@ -4,26 +4,19 @@ Writes `model.json` (family, sizes, where the weights are), `readout.safetensors
 LM head) and `vocabulary.parquet` (each token's text), so that decoding a state needs no model.
 """
 
-import json
 import os
 from pathlib import Path
 
-from vecsweep import STEP_VERSIONS, Problem
-from vecsweep.files import write_json, write_table, write_tensors
+from vecsweep import Problem, tables
+from vecsweep.files import write_json, write_tensors
 from vecsweep.engine import sources
-
-
-def arguments(parser):
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--config", type=json.loads, required=True, help="the model's config, JSON")
-    parser.add_argument("--description", type=Path, required=True, help="model.json to write")
-    parser.add_argument("--readout", type=Path, required=True, help="safetensors to write")
-    parser.add_argument("--vocabulary", type=Path, required=True, help="Parquet to write")
+from vecsweep.layout import STAGES
 
 
 def run(args):
-    """Bring the model of `args.config` to `args.description`'s folder and describe it."""
-    name, config = args.name, args.config
+    """Bring the model of `args.settings` to `args.description`'s folder and describe it."""
+    config = args.settings
+    name = config["model"]
     folder, revision, sha256 = fetch(name, config, args.description.parent)
     skeleton = meta_model(name, folder)
     description = describe(name, config, skeleton, folder)
@@ -35,7 +28,7 @@ def run(args):
         description["weights"] = str(folder)
     tensors, notes = readout_parts(name, skeleton, folder)
     write_tensors(tensors, args.readout, notes)
-    write_table(vocabulary(name, folder), args.vocabulary)
+    tables.write("vocabulary", vocabulary(name, folder), args.vocabulary)
     write_json(description, args.description)
 
 
@@ -97,7 +90,7 @@ def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
         "context": getattr(skeleton.config, "max_position_embeddings", None),
         "dtype": config["dtype"],
         "source": config["source"],
-        "step_version": STEP_VERSIONS["models"],
+        "step_version": STAGES["models"].version,
     }
 
 

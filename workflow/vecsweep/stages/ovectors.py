@@ -2,26 +2,16 @@
 
 import json
 import random
-from pathlib import Path
 
-from vecsweep import STEP_VERSIONS
-from vecsweep.files import Tensors, read_table, write_table, write_tensors
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS
+import torch
 
-MEAN = -1  # stands for a donor's prompt_id in the row of the mean of all donors
+from vecsweep import tables
+from vecsweep.engine.readout import Readout
+from vecsweep.files import Tensors, read_table, write_tensors
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, kept_rows
+
 DECODED = 10  # promoted and demoted tokens to list
-
-
-def arguments(parser):
-    parser.add_argument("--readout", type=Path, required=True, help="readout.safetensors")
-    parser.add_argument("--prompts", type=Path, required=True, help="Parquet of stage prompts")
-    parser.add_argument("--states", type=Path, required=True, help="safetensors of stage states")
-    parser.add_argument("--stages", type=Path, required=True, help="Parquet of stage stages")
-    parser.add_argument("--donors", type=int, required=True, help="most donors to take")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--vectors", type=Path, required=True, help="safetensors to write")
-    parser.add_argument("--table", type=Path, required=True, help="Parquet to write")
 
 
 def run(args):
@@ -31,14 +21,11 @@ def run(args):
     [k, d_model], the singular directions of all eligible vectors, largest first. Without an
     eligible prompt all are empty, and later stages find nothing to inject.
     """
-    import torch
-
-    prompts = kept_rows(args.prompts, PROMPT_SETS)
-    stages = read_table(args.stages).to_pylist()
+    prompts = kept_rows(args.prompts, CAPTURED)
     states = Tensors(args.states)
     d_model = states["ffn_out.00"].shape[-1]
-    eligible = eligible_donors(prompts, stages)
-    donors = spread(eligible, args.donors, args.seed)
+    eligible = eligible_donors(prompts, read_table(args.stages).to_pylist())
+    donors = spread(eligible, args.settings["donors"], args.settings["seed"])
 
     def cut(chosen):
         rows = [states[f"ffn_out.{d['layer']:02d}"][d["row"]].float() for d in chosen]
@@ -46,19 +33,19 @@ def run(args):
 
     vectors, everything = cut(donors), cut(eligible)
     if donors:
-        layers = sorted(d["layer"] for d in donors)
+        layers = sorted(donor["layer"] for donor in donors)
         middle = layers[(len(layers) - 1) // 2]
-        donors.append({"prompt_id": MEAN, "layer": middle, "argument": None, "answer": None})
+        donors.append({"prompt_id": None, "layer": middle, "argument": None, "answer": None})
         vectors = torch.cat([vectors, vectors.mean(0, keepdim=True)])
-    directions = torch.linalg.svd(everything, full_matrices=False).Vh
     notes = {
         "donors": json.dumps([(d["prompt_id"], d["layer"]) for d in donors]),
         "eligible": len(eligible),
-        "step_version": STEP_VERSIONS["ovectors"],
+        "step_version": STAGES["ovectors"].version,
     }
-    table = describe(donors, vectors, args.readout, states.metadata)
+    directions = torch.linalg.svd(everything, full_matrices=False).Vh
+    rows = describe(donors, vectors, args.readout, states.metadata)
     write_tensors({"vectors": vectors, "directions": directions}, args.vectors, notes)
-    write_table(table, args.table, {"step_version": STEP_VERSIONS["ovectors"]})
+    tables.write("ovectors", rows, args.table, {"step_version": STAGES["ovectors"].version})
     print(f"{states.metadata['task']}: {len(eligible)} prompts can give an o-vector")
 
 
@@ -97,17 +84,12 @@ def spread(eligible: list[dict], count: int, seed: int) -> list[dict]:
     return chosen
 
 
-def describe(donors, vectors, readout_path, metadata):
-    """Table `ovectors`: norm, cosine to the mean, and what each vector promotes and demotes.
+def describe(donors: list[dict], vectors: torch.Tensor, readout_path, metadata) -> list[dict]:
+    """Rows of table `ovectors`: norm, cosine to the mean, and what each vector promotes and demotes.
 
     Tokens are those with the largest and smallest logits of the vector read out as if it were a
     state, `E · ln_f(o)`.
     """
-    import pyarrow as pa
-    import torch
-
-    from vecsweep.engine.readout import Readout
-
     rows = []
     if donors:
         readout = Readout.load(readout_path)
@@ -130,22 +112,4 @@ def describe(donors, vectors, readout_path, metadata):
                     "demoted": demoted[i].tolist(),
                 }
             )
-    return pa.Table.from_pylist(rows, schema=schema(pa))
-
-
-def schema(pa):
-    """Columns of table `ovectors`; donor is a prompt_id, MEAN for the mean of all donors."""
-    return pa.schema(
-        {
-            "model": pa.string(),
-            "task": pa.string(),
-            "donor": pa.int32(),
-            "layer": pa.int16(),
-            "argument": pa.string(),
-            "answer": pa.string(),
-            "norm": pa.float32(),
-            "cosine_to_mean": pa.float32(),
-            "promoted": pa.list_(pa.int32()),
-            "demoted": pa.list_(pa.int32()),
-        }
-    )
+    return rows

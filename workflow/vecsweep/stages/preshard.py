@@ -3,17 +3,8 @@
 Optional: jobs that start from these files need not look for their slices in the checkpoint.
 """
 
-from pathlib import Path
-
 from vecsweep import Problem
 from vecsweep.files import read_json, replacing, write_tensors
-from vecsweep.stages.states import engine_arguments
-
-
-def arguments(parser):
-    parser.add_argument("--model", type=Path, required=True, help="model.json")
-    engine_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
 
 
 def run(args):

@@ -1,71 +1,34 @@
 """Stage `prompts`: a task's rows as the token ids that one model reads (paper section 3)."""
 
-import json
 import random
-from pathlib import Path
 
-from vecsweep import STEP_VERSIONS, Problem, tasks
-from vecsweep.files import read_json, read_table, write_table
+import transformers
 
-PROMPT_SETS = ("abstractive", "extractive", "novel")
+from vecsweep import Problem, tables, tasks
+from vecsweep.engine.load import weights_folder
+from vecsweep.files import read_json
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import PROMPT_SETS
+
 # A shared first token of argument and answer leaves nothing to tell apart (paper section 3).
 SAME_FIRST_TOKEN = "argument and answer start with the same token"
-
-
-def arguments(parser):
-    parser.add_argument("--model", type=Path, required=True, help="model.json")
-    parser.add_argument("--task", type=Path, required=True, help="the task's YAML file")
-    parser.add_argument("--settings", type=json.loads, required=True, help="JSON: see config.yaml")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet to write")
+# What a dropped prompt has not got.
+TOKEN_COLUMNS = ("argument_token", "answer_tokens", "argument_length", "answer_length")
+TOKEN_COLUMNS += ("first_token_letters", "stratum")
 
 
 def run(args):
     """Write table `prompts`: a row for each prompt of the three sets, dropped ones included."""
-    import pyarrow as pa
-    import transformers
-
-    from vecsweep.engine.load import weights_folder
-
     description = read_json(args.model)
     folder = weights_folder(description, args.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    task = tasks.load(args.task)
+    task = tasks.load(args.task, args.settings["task"])
     rows = build(task, tokenizer, args.settings, description["context"])
     for row in rows:
         row |= {"model": description["model"], "title": task.title, "kind": task.kind}
-    table = pa.Table.from_pylist(rows, schema=_schema(pa))
-    write_table(table, args.output, {"step_version": STEP_VERSIONS["prompts"]})
+    tables.write("prompts", rows, args.output, {"step_version": STAGES["prompts"].version})
     kept = sum(row["dropped"] is None for row in rows)
     print(f"{description['model']}, {task.name}: {kept} prompts of {len(rows)} kept")
-
-
-def _schema(pa):
-    text, number = pa.string(), pa.int32()
-    return pa.schema(
-        {
-            "model": text,
-            "task": text,
-            "title": text,
-            "kind": text,
-            "prompt_set": text,
-            "prompt_id": number,
-            "group": text,
-            "out_of_domain": pa.bool_(),
-            "argument": text,
-            "answer": text,
-            "demonstrations": text,
-            "text": text,
-            "token_ids": pa.list_(number),
-            "argument_token": number,
-            "answer_tokens": pa.list_(number),
-            "argument_length": number,
-            "answer_length": number,
-            "first_token_letters": number,
-            "stratum": text,
-            "split": text,
-            "dropped": text,
-        }
-    )
 
 
 def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = None) -> list[dict]:
@@ -136,7 +99,7 @@ def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] |
 
 def _tokens(tokenizer, text, argument, answers, twin, context):
     ids = tokenizer(text).input_ids
-    result = {"token_ids": ids, "dropped": None}
+    result = dict.fromkeys(TOKEN_COLUMNS) | {"token_ids": ids, "dropped": None}
     words = [continuation(tokenizer, text, ids, word) for word in [argument, *answers]]
     if not all(words):
         return result | {"dropped": "a word changes the tokens of its prompt"}
@@ -182,7 +145,3 @@ def _drop_pairs(rows, max_prompts, seed):
         row["dropped"] = reasons.get(row["prompt_id"])
 
 
-def kept_rows(path, prompt_sets) -> list[dict]:
-    """The prompts of some sets that were not dropped, in table order: the rows of `states`."""
-    rows = read_table(path).to_pylist()
-    return [r for r in rows if r["dropped"] is None and r["prompt_set"] in prompt_sets]

@@ -1,44 +1,32 @@
 """Stage `summary`: all results in one DuckDB database, and the tables that people read."""
 
-import json
 import os
 import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from vecsweep import Problem
-from vecsweep.files import PACKAGE, replacing, write_table
+from vecsweep import Problem, tables
+from vecsweep.files import PACKAGE, replacing
+from vecsweep.layout import blocks
 
 SQL = PACKAGE / "sql"
-
-
-def arguments(parser):
-    parser.add_argument("--results", type=Path, required=True, help="the results folder")
-    parser.add_argument(
-        "--grid", type=json.loads, required=True, help='JSON: {"model": ["0-11", ...], ...}'
-    )
-    parser.add_argument(
-        "--tasks", type=json.loads, required=True, help="JSON: lists all, injected and ablated"
-    )
-    parser.add_argument("--resamples", type=int, required=True, help="bootstrap resamples")
-    parser.add_argument("--memory", type=int, default=8000, help="MB that the job may take [8000]")
-    parser.add_argument("--database", type=Path, required=True, help="DuckDB file to write")
-    parser.add_argument("--tables", type=Path, required=True, help="folder for CSV tables")
 
 
 def run(args):
     """Build the database from the grid's files and nothing else, then the CSV tables."""
     import duckdb
 
-    files = grid_files(args.results, args.grid, args.tasks)
+    grid = {model: blocks(*cut) for model, cut in args.settings["grid"].items()}
+    tasks = args.settings["tasks"]
+    files = grid_files(args.results, grid, tasks)
     with replacing(args.database) as temporary, workplace(args.database) as folder:
         database = Path(folder) / "summary.duckdb"
         try:
             with duckdb.connect(str(database), config=limits(args.memory)) as connection:
-                build(connection, files, args.tasks["injected"])
+                build(connection, files, tasks["injected"])
                 add_runs(connection, args.results, files)
-                add_statistics(connection, args.resamples)
+                add_statistics(connection, args.settings["resamples"])
                 write_tables(connection, args.tables)
         except duckdb.OutOfMemoryException as error:
             more = f"--set-resources summary:mem_mb={2 * args.memory}"
@@ -119,13 +107,8 @@ def build(connection, files: dict[str, list[str]], injected: list[str]) -> None:
 
 def empty_table(stage: str, folder: str) -> str:
     """The path of a Parquet file with a stage's columns and no rows."""
-    import pyarrow as pa
-
-    from vecsweep.stages import ablations, interventions, ovectors
-
-    schema = {"ovectors": ovectors, "interventions": interventions, "ablations": ablations}
     path = f"{folder}/{stage}.parquet"
-    write_table(schema[stage].schema(pa).empty_table(), path)
+    tables.write(stage, [], path)
     return path
 
 

@@ -47,8 +47,11 @@ class Task:
     out_of_domain: dict = field(default_factory=dict)
 
 
-def load(path) -> Task:
-    """The task in a YAML file and the data file that it names; Problem if anything is off."""
+def load(path, name: str | None = None) -> Task:
+    """The task in a YAML file and the data file that it names; Problem if anything is off.
+
+    `name` is its key in the config, by which all results call it; without it the file's stem.
+    """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -71,7 +74,7 @@ def load(path) -> Task:
         raise Problem(f"{path}: kind '{content['kind']}' is none of {', '.join(KINDS)}")
     content.pop("source", None)
     content["data"] = str(path.parent / content["data"])
-    task = Task(name=path.stem, rows=read_rows(Path(content["data"])), **content)
+    task = Task(name=name or path.stem, rows=read_rows(Path(content["data"])), **content)
     _check_columns(task, path)
     return task
 
