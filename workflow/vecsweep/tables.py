@@ -1,6 +1,8 @@
 """stub"""
 import pyarrow as pa
+
 from vecsweep.files import read_table, write_table
+
 t,n,s,f=pa.string(),pa.int32(),pa.int16(),pa.float32()
 SCHEMAS={
 "vocabulary":{"model":t,"token_id":n,"token":t},

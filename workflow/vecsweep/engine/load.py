@@ -63,8 +63,8 @@ def check(model: Path, shards: int, engine: str, offload=False, ready: Path | No
 
     Looks at little and is done before any process starts.
     """
+    from vecsweep.engine import checkpoint, sharded, slices
     from vecsweep.files import read_json
-    from vecsweep.engine import checkpoint, slices, sharded
 
     description = read_json(model)
     folder = weights_folder(description, model)
@@ -96,7 +96,7 @@ def load(
     """
     import transformers
 
-    from vecsweep.engine import checkpoint, slices, sharded
+    from vecsweep.engine import checkpoint, sharded, slices
 
     folder = weights_folder(description, beside)
     if not ready:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from vecsweep import Problem, tables
-from vecsweep.files import write_json, write_tensors
 from vecsweep.engine import sources
+from vecsweep.files import write_json, write_tensors
 from vecsweep.layout import STAGES
 
 

@@ -11,7 +11,7 @@ def run(args):
     """Load the model as any job does; every rank writes what it then holds."""
     import torch
 
-    from vecsweep.engine import load, slices, sharded
+    from vecsweep.engine import load, sharded, slices
 
     if args.shards == 1:
         raise Problem("preshard is for models of several shards; write shards: 2 or more")

@@ -70,9 +70,9 @@ def measure(folder: Path, shards: int, engine: str, way: str) -> None:
     import torch
     import transformers
 
-    from vecsweep.stages import preshard
+    from vecsweep.engine import forward, load, sharded, slices
     from vecsweep.files import read_json, write_json
-    from vecsweep.engine import forward, load, slices, sharded
+    from vecsweep.stages import preshard
 
     torch.set_num_threads(1)
     if shards > 1:

@@ -1,45 +1,29 @@
 """Results of models, tasks and layer blocks that the config no longer has: list, ask, remove.
 
-    python -m vecsweep.tools.prune [--configfile FILE] [--yes]
-
-They are in no table any more, for the summary reads only what the config names.
+They are in no table any more, for the summary reads only what the config names. What no stage
+made is left alone.
 """
 
-import argparse
+import re
 import shutil
-import sys
 from pathlib import Path
 
-import yaml
-
-from vecsweep import Problem, config as vecsweep_config
-
-# results/STAGE/MODEL/...; the rest of results/ belongs to the sweep as a whole.
-BY_MODEL = ("models", "preshard", "groups")
-BY_TASK = ("prompts", "states", "stages", "ovectors", "selection", "ablations")
-BY_BLOCK = ("lens", "interventions")
+from vecsweep import config
+from vecsweep.layout import ROWS, Cell, Stage, Sweep
 
 
-def main(argv=None) -> int:
-    """List, ask, remove; bad input gives one line and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="vecsweep.tools.prune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def arguments(parser):
     parser.add_argument("--configfile", type=Path, default=Path("config.yaml"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--yes", action="store_true", help="remove without a question")
-    args = parser.parse_args(argv)
-    try:
-        config = vecsweep_config.checked(read_config(args.configfile))
-    except Problem as problem:
-        print(f"vecsweep prune: {problem}", file=sys.stderr)
-        return 1
-    found = stale(config, args.results)
+
+
+def run(args):
+    """List, ask, remove."""
+    found = stale(Sweep(config.load(args.configfile), args.results))
     if not found:
         print(f"{args.results} holds only what {args.configfile} asks for")
-        return 0
+        return
     sizes = [size(path) for path in found]
     for path, number in zip(found, sizes):
         print(f"{number / 1e6:10.1f} MB  {path}")
@@ -51,67 +35,74 @@ def main(argv=None) -> int:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             print("nothing removed")
-            return 0
+            return
     for path in found:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     print("removed")
-    return 0
 
 
-def read_config(path: Path) -> dict:
-    """The config as written; Problem if it cannot be read."""
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise Problem(f"{path} holds no keys")
-    return config
+def stale(sweep: Sweep) -> list[Path]:
+    """Files and folders that a stage made and the config does not ask for, widest first.
 
-
-def blocks(settings: dict) -> set[str]:
-    """The first-last layers of a model's jobs, as in the names of their files."""
-    layers, step = settings["layers"], settings["layers_per_job"]
-    return {f"{first}-{min(first + step, layers) - 1}" for first in range(0, layers, step)}
-
-
-def stale(config: dict, results: Path) -> list[Path]:
-    """Files and folders of `results` that the config does not ask for, widest first.
-
-    A folder whose model or task is gone is named as a whole. Benchmarks lie one folder deeper.
+    A folder of which nothing is asked for is named as a whole, with the weights in it.
     """
-    models, tasks = config["models"], set(config["tasks"])
-    found = []
-    for top in (results, results / "benchmarks"):
-        for stage in (*BY_MODEL, *BY_TASK, *BY_BLOCK):
-            for entry in sorted((top / stage).glob("*")):
-                model = entry.name if entry.name in models else bare(entry)
-                if model not in models or (stage == "preshard" and not models[model]["preshard"]):
-                    found.append(entry)
-                    continue
-                if stage in BY_MODEL or not entry.is_dir():
-                    continue
-                for cell in sorted(entry.glob("*")):
-                    task = cell.name if cell.name in tasks else bare(cell)
-                    if task not in tasks:
-                        found.append(cell)
-                    elif stage in BY_BLOCK and cell.is_dir():
-                        wanted = blocks(models[model])
-                        files = sorted(cell.glob("*"))
-                        found += [path for path in files if bare(path) not in wanted]
+    results, found = Path(sweep.results), []
+    for stage in ROWS:
+        wanted = {tuple(part for part in cell if part) for cell in sweep.cells(stage)}
+        for top in (results, results / "benchmarks", results / "settings"):
+            found += stale_below(top / stage.name, stage, wanted, top != results)
     return found
 
 
-def bare(path: Path) -> str:
-    """A file's name without its ending; a model's name may have dots, a folder has no ending."""
-    return path.name if path.is_dir() else path.name.rpartition(".")[0]
+def stale_below(folder: Path, stage: Stage, wanted: set[tuple], notes: bool) -> list[Path]:
+    """What is stale in one folder of a stage; `notes` are named by the cell alone, one a cell."""
+    patterns = ["/".join(f"{{{part}}}" for part in stage.parts) + ".(?:tsv|json)"]
+    if not notes:
+        patterns = [pattern.rstrip("/") for pattern in stage.outputs.values()]
+        patterns += ["{model}/weights"] * (stage.name == "models")  # unpacked beside model.json
+    # Settings are one file for all blocks of a task.
+    shorter = {cell[:2] for cell in wanted}
+    found, kept = [], []
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        if any(above in found for above in path.parents):
+            continue
+        cell = cell_of(path.relative_to(folder).as_posix(), patterns)
+        if cell is None:
+            continue
+        known = cell in wanted or (notes and path.suffix == ".json" and cell in shorter)
+        (kept if known else found).append(path)
+    return widened(found, kept, folder)
+
+
+def cell_of(name: str, patterns: list[str]) -> tuple | None:
+    """The parts of a cell that a result's name has; None if no stage made it."""
+    for pattern in patterns:
+        parts = {part: rf"(?P<{part}>[A-Za-z0-9][A-Za-z0-9._-]*)" for part in Cell._fields}
+        if match := re.fullmatch(pattern.replace(".", r"\.").format(**parts), name):
+            return match.groups()
+    return None
+
+
+def widened(found: list[Path], kept: list[Path], folder: Path) -> list[Path]:
+    """The same, whole folders where all that is in them goes."""
+    needed = {above for path in kept for above in path.parents}
+    files, whole = set(found), []
+
+    def goes(path):
+        return path.is_dir() or not files.isdisjoint((path, *path.parents))
+
+    for path in found:
+        above = path
+        while above.parent != folder and above.parent not in needed:
+            if not all(goes(inner) for inner in above.parent.rglob("*")):
+                break
+            above = above.parent
+        if above not in whole:
+            whole.append(above)
+    return whole
 
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; what links point to does not count."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

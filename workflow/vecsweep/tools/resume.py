@@ -1,10 +1,9 @@
-"""Go on after Snakemake was killed on a cluster: `python -m vecsweep.tools.resume [SNAKEMAKE OPTIONS]`.
+"""Go on after Snakemake was killed on a cluster: vecsweep resume [SNAKEMAKE OPTIONS].
 
 Its Slurm jobs outlive it. They are cancelled first, for a new run would submit them again and two
 jobs would write the same file; then the folder is unlocked and the sweep starts again.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,33 +15,25 @@ from vecsweep import Problem
 PREFIX = "vecsweep_"  # slurm-jobname-prefix of the profile; a random part follows
 
 
-def main(argv=None) -> int:
-    """Cancel, unlock, run; bad input gives one line and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="vecsweep.tools.resume",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what is not known here is Snakemake's
-    )
-    parser.add_argument("--cores", default="all", help="passed to Snakemake")
+def arguments(parser):
+    parser.add_argument("--cores", default="all", help="passed to Snakemake, as all others are")
     parser.add_argument("--profile", default="slurm", help="passed to Snakemake")
-    args, options = parser.parse_known_args(argv)
-    try:
-        alive = running_snakemakes(Path.cwd())
-        if alive:
-            listed = ", ".join(map(str, alive))
-            raise Problem(f"Snakemake still runs in this folder as process {listed}; end it first")
-        cancel_orphans(Path.cwd())
-    except Problem as problem:
-        print(f"vecsweep resume: {problem}", file=sys.stderr)
-        return 1
-    unlock = ["snakemake", "--cores", "1", "--unlock", *configfile(options)]
+
+
+def run(args):
+    """Cancel, unlock, run; `args.rest` are Snakemake's options."""
+    alive = running_snakemakes(Path.cwd())
+    if alive:
+        listed = ", ".join(map(str, alive))
+        raise Problem(f"Snakemake still runs in this folder as process {listed}; end it first")
+    cancel_orphans(Path.cwd())
+    unlock = ["snakemake", "--cores", "1", "--unlock", *configfile(args.rest)]
     done = subprocess.run(unlock, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
         return done.returncode
-    run = ["snakemake", "--cores", args.cores, "--profile", args.profile, *options]
-    os.execvp(run[0], run)
+    command = ["snakemake", "--cores", args.cores, "--profile", args.profile, *args.rest]
+    os.execvp(command[0], command)
 
 
 def configfile(options: list[str]) -> list[str]:
@@ -109,6 +100,3 @@ def cancel_orphans(folder: Path, seconds: float = 120) -> None:
             raise Problem(f"Slurm jobs {' '.join(left)} do not end; run this again later")
         time.sleep(0.5)
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,10 @@
 """What the summary takes of time and memory, on made-up results of a large sweep.
 
-    python -m vecsweep.tools.scale FOLDER [--models N] [--tasks N] [--layers N] [--prompts N] ...
-
 Writes results in the stages' own formats under FOLDER, by default 2,000 files of stage lens with
 100 million rows for table `lens`; runs stage summary on them as the workflow's rule does, and then
 each figure; prints wall time, peak memory and sizes; removes what it wrote.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -17,8 +14,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from vecsweep import STEP_VERSIONS, Problem
-from vecsweep.files import write_json, write_table
+import duckdb
+import pyarrow as pa
+
+from vecsweep import Problem, config, tables
+from vecsweep.figures import FIGURES
+from vecsweep.files import write_json
+from vecsweep.layout import STAGES, SUMMARY, Cell, Sweep
+from vecsweep.stages.stages import stages_of
 
 
 class Size(NamedTuple):
@@ -32,12 +35,16 @@ class Size(NamedTuple):
     novel: int = 100  # prompts of the interventions, half of them dev
     vocabulary: int = 50_000
 
-    def names(self, what):
-        return [f"{what}{number:02d}" for number in range(getattr(self, f"{what}s"))]
-
-    def blocks(self):
-        step = self.layers_per_job
-        return [(i, min(i + step, self.layers) - 1) for i in range(0, self.layers, step)]
+    def sweep(self, results: Path) -> Sweep:
+        """The grid of that size."""
+        model = {"source": "local", "path": "none", "dtype": "float32"}
+        model |= {"layers": self.layers, "layers_per_job": self.layers_per_job}
+        grid = {
+            "models": {f"model{number:02d}": model for number in range(self.models)},
+            "tasks": {f"task{number:02d}": {} for number in range(self.tasks)},
+            "ablations": {"tasks": []},
+        }
+        return Sweep(config.checked(grid), results)
 
 
 # Rows of stage lens for layers $first..$last: the argument comes up at a third of the depth, the
@@ -111,7 +118,10 @@ drawn AS (
     SELECT *, hash($model, $task, start_layer, donor, control, prompt_id) AS seed
     FROM settings, unnest(range(if($split = 'dev', 0, 1), $novel, 2)) AS i(prompt_id)
 )
-SELECT $model AS model, $task AS task, $task AS ovector_task, donor::INT AS donor,
+SELECT $model AS model, $task AS task, $task AS ovector_task,
+       if(control = 'o-vector', nullif(donor, -1), NULL)::INT AS donor,
+       if(control IN ('random', 'unrelated'), donor, NULL)::SMALLINT AS repeat,
+       if($split = 'test', start_layer = $layers // 2, NULL) AS chosen,
        7::SMALLINT AS source_layer, start_layer::SMALLINT AS start_layer,
        end_layer::SMALLINT AS end_layer, 'replace' AS mode, 'all' AS position, 1::FLOAT AS scale,
        control, 'in' AS domain, $split AS split, prompt_id::INT AS prompt_id,
@@ -124,19 +134,9 @@ ORDER BY start_layer, control, donor, prompt_id
 """
 
 
-def make(results: Path, size: Size) -> None:
+def make(sweep: Sweep, size: Size) -> None:
     """Write the results of a sweep of this size; the same size gives the same results."""
-    import duckdb
-    import pyarrow as pa
-
-    from vecsweep.stages import ovectors
-    from vecsweep.stages.stages import stages_of
-
     connection = duckdb.connect(config={"threads": 1})
-
-    def write(stage, name, table):
-        notes = {"step_version": STEP_VERSIONS[stage], "shards": 1}
-        write_table(table, results / stage / f"{name}.parquet", notes)
 
     def rows(query, **values):
         # DuckDB wants just the values that a query uses.
@@ -144,51 +144,52 @@ def make(results: Path, size: Size) -> None:
         used = {name: value for name, value in values.items() if f"${name}" in query}
         return connection.sql(query, params=used).to_arrow_table()
 
-    for number, model in enumerate(size.names("model")):
+    def write(name, stage, cell, found, output="output"):
+        path = sweep.outputs(STAGES[stage], cell)[output]
+        notes = {"step_version": STAGES[stage].version, "shards": 1}
+        if isinstance(found, pa.Table):
+            found = found.select(tables.schema(name).names)
+        tables.write(name, found, path, notes)
+
+    for number, model in enumerate(sweep.models):
         described = {"model": model, "family": "gpt2", "parallel_blocks": False}
         described |= {"layers": size.layers, "d_model": 8, "vocabulary": size.vocabulary}
         described |= {"parameters": 10**8 * (number + 1), "context": None, "dtype": "float32"}
         described |= {"source": "local", "revision": None, "sha256": "0" * 64, "weights": "none"}
-        write_json(described, results / "models" / model / "model.json")
-        write("models", f"{model}/vocabulary", rows(VOCABULARY, model=model))
-        for task in size.names("task"):
-            cell, names = f"{model}/{task}", {"model": model, "task": task}
-            write("prompts", cell, rows(PROMPTS, **names))
+        write_json(described, sweep.outputs(STAGES["models"], Cell(model))["description"])
+        text = rows(VOCABULARY, model=model)
+        write("vocabulary", "models", Cell(model), text, "vocabulary")
+        for task in sweep.tasks:
+            cell, names = Cell(model, task), {"model": model, "task": task}
+            write("prompts", "prompts", cell, rows(PROMPTS, **names))
             lens = []
-            for first, last in size.blocks():
-                block = names | {"first": first, "last": last}
+            for layers in sweep.blocks(model):
+                first, last = map(int, layers.split("-"))
+                block, here = names | {"first": first, "last": last}, cell._replace(layers=layers)
                 lens.append(rows(LENS, **block))
-                write("lens", f"{cell}/{first}-{last}", lens[-1])
+                write("lens", "lens", here, lens[-1])
                 found = rows(INTERVENTIONS, **block, split="dev")
-                write("interventions", f"{cell}/{first}-{last}", found)
+                write("interventions", "interventions", here, found)
             # As in a sweep, the controls of one task only are tried from every start layer.
-            everywhere = task == size.names("task")[0]
             middle = size.layers // 2
-            first, last = (0, size.layers - 1) if everywhere else (middle, middle)
+            first, last = (0, size.layers - 1) if task == sweep.tasks[0] else (middle, middle)
             found = rows(INTERVENTIONS, **names, first=first, last=last, split="test")
-            write("selection", cell, found)
-            write("stages", cell, stages_of(pa.concat_tables(lens)))
+            write("interventions", "selection", cell, found)
+            write("stages", "stages", cell, stages_of(pa.concat_tables(lens)))
             vectors = [
                 names | {"donor": donor, "layer": 7, "norm": 1.0, "cosine_to_mean": 0.9}
+                | {"argument": None, "answer": None}
                 | {"promoted": list(range(10)), "demoted": list(range(10, 20))}
-                for donor in range(-1, 5)
+                for donor in (None, *range(5))
             ]  # fmt: skip
-            write("ovectors", cell, pa.Table.from_pylist(vectors, ovectors.schema(pa)))
+            write("ovectors", "ovectors", cell, vectors, "table")
 
 
-def summary(results: Path, size: Size, memory: int) -> list[str]:
+def summary(sweep: Sweep, memory: int) -> list[str]:
     """The arguments of stage summary on these results, as the workflow's rule gives them."""
-    blocks = [f"{first}-{last}" for first, last in size.blocks()]
-    tasks = size.names("task")
-    values = {
-        "results": results,
-        "grid": json.dumps({model: blocks for model in size.names("model")}),
-        "tasks": json.dumps({"all": tasks, "injected": tasks, "ablated": []}),
-        "resamples": 1000,
-        "memory": memory,
-        "database": results / "summary.duckdb",
-        "tables": results / "tables",
-    }
+    settings = sweep.settings(SUMMARY, Cell())
+    values = {"settings": json.dumps(settings), "results": sweep.results, "memory": memory}
+    values |= sweep.outputs(SUMMARY, Cell())
     return ["summary", *(str(part) for key in values for part in (f"--{key}", values[key]))]
 
 
@@ -204,19 +205,24 @@ def measured(arguments: list[str]) -> str:
     return f"{seconds:.1f} s, {busy:.1f} CPU s, peak {usage.ru_maxrss * 1024 / 1e6:.0f} MB"
 
 
+def arguments(parser):
+    parser.add_argument("folder", type=Path, help="a new folder, with 10 GB of room")
+    parser.add_argument("--memory", type=int, default=8000, help="MB that the rule asks for [8000]")
+    for name, default in Size._field_defaults.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, type=int, default=default, help=f"[{default}]")
+
+
 def run(args):
     """Make the results, run summary and figures on them, print what they took."""
-    import duckdb
-
-    from vecsweep.figures import FIGURES
-
     size = Size(**{name: getattr(args, name) for name in Size._fields})
     if args.folder.exists():
         raise Problem(f"{args.folder} is there already; name a new folder")
     results = args.folder / "results"
     try:
         start = time.perf_counter()
-        make(results, size)
+        sweep = size.sweep(results)
+        make(sweep, size)
         files = [path.stat().st_size for path in results.rglob("*.parquet")]
         lens = len([*(results / "lens").rglob("*.parquet")])
         print(
@@ -224,7 +230,7 @@ def run(args):
             f"made in {time.perf_counter() - start:.0f} s",
             flush=True,
         )
-        took = measured(summary(results, size, args.memory))
+        took = measured(summary(sweep, args.memory))
         database = results / "summary.duckdb"
         written = database.stat().st_size / 1e9
         print(f"summary: {took} of {args.memory} MB; summary.duckdb {written:.1f} GB")
@@ -234,29 +240,7 @@ def run(args):
                 print(f"    {table}: {count:,} rows", flush=True)
         for name in FIGURES:
             pictures = [f"--{kind}={results / 'figures' / name}.{kind}" for kind in ("svg", "png")]
-            command = ["figures", "--name", name, "--database", str(database), *pictures]
+            command = ["figures", "--settings", json.dumps({"name": name}), "--database", str(database), *pictures]
             print(f"figure {name}: {measured(command)}", flush=True)
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)
-
-
-def main(argv=None) -> int:
-    """Make, run, measure; bad input gives one line and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="vecsweep.tools.scale", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="a new folder, with 10 GB of room")
-    parser.add_argument("--memory", type=int, default=8000, help="MB that the rule asks for [8000]")
-    for name, default in Size._field_defaults.items():
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, type=int, default=default, help=f"[{default}]")
-    try:
-        run(parser.parse_args(argv))
-    except Problem as problem:
-        print(f"vecsweep scale: {problem}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,84 +1,38 @@
-"""How far the sweep is: `python -m vecsweep.tools.status [--configfile FILE] [--jobs]`.
+"""How far the sweep is: what is done, running or failed, of each model and task.
 
-For each model and task what is done, running or failed, read from results and logs, and from
-Slurm's queue where there is one; what failed, with its log; with --jobs what jobs of each rule
-took, so that you can size your requests. Nothing is written.
+Read from results and logs, and from Slurm's queue where there is one; what failed, with its log;
+with --jobs what jobs of each rule took, so that you can size your requests. Nothing is written.
 """
 
-import argparse
 import csv
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
-from vecsweep import Problem, config as vecsweep_config
+from vecsweep import config
 from vecsweep.engine import gpu
 from vecsweep.files import read_json
-from vecsweep.tools.prune import read_config
-
-# Stage -> its result for a cell; a job with {block} in it takes some layers.
-RESULTS = {
-    "models": "{model}/model.json",
-    "preshard": "{model}",
-    "prompts": "{model}/{task}.parquet",
-    "states": "{model}/{task}.safetensors",
-    "lens": "{model}/{task}/{block}.parquet",
-    "stages": "{model}/{task}.parquet",
-    "ovectors": "{model}/{task}.safetensors",
-    "interventions": "{model}/{task}/{block}.parquet",
-    "selection": "{model}/{task}.parquet",
-    "ablations": "{model}/{task}.parquet",
-}
-INJECTED = ("ovectors", "interventions", "selection")
+from vecsweep.layout import STAGES, Sweep
 
 
-def main(argv=None) -> int:
-    """Print the state of the sweep; bad input gives one line and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="vecsweep.tools.status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def arguments(parser):
     parser.add_argument("--configfile", type=Path, default=Path("config.yaml"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--logs", type=Path, default=Path("logs"))
     parser.add_argument("--jobs", action="store_true", help="what each rule's jobs took")
-    args = parser.parse_args(argv)
-    try:
-        config = vecsweep_config.checked(read_config(args.configfile))
-    except Problem as problem:
-        print(f"vecsweep status: {problem}", file=sys.stderr)
-        return 1
-    cells = state_of_cells(config, args.results, args.logs, queued_jobs(Path.cwd()))
+
+
+def run(args):
+    """Print the state of the sweep."""
+    sweep = Sweep(config.load(args.configfile), args.results)
+    cells = state_of_cells(sweep, args.logs, queued_jobs(Path.cwd()))
     used = benchmarks(args.results / "benchmarks", args.logs)
     print_cells(cells)
     print_progress(cells, used)
     if args.jobs:
         print_benchmarks(used)
-    return 0
-
-
-def jobs_of(config: dict):
-    """Every job of the grid but the summary: (stage, model, task, block), task or block ""."""
-
-    def listed(names):
-        return [task for task in config["tasks"] if names is None or task in names]
-
-    tasks = {stage: listed(None) for stage in RESULTS}
-    tasks |= {stage: listed(config["interventions"]["tasks"]) for stage in INJECTED}
-    tasks["ablations"] = listed(config["ablations"]["tasks"])
-    for model, settings in config["models"].items():
-        layers, step = settings["layers"], settings["layers_per_job"]
-        blocks = [f"{i}-{min(i + step, layers) - 1}" for i in range(0, layers, step)]
-        for stage, pattern in RESULTS.items():
-            if stage == "preshard" and not settings["preshard"]:
-                continue
-            for task in tasks[stage] if "{task}" in pattern else [""]:
-                for block in blocks if "{block}" in pattern else [""]:
-                    yield stage, model, task, block
 
 
 def queued_jobs(folder: Path) -> dict[str, str]:
@@ -92,40 +46,35 @@ def queued_jobs(folder: Path) -> dict[str, str]:
     return {comment: state for comment, state, where in rows if Path(where).resolve() == here}
 
 
-def state_of_cells(config, results: Path, logs: Path, queue: dict) -> list[dict]:
-    """A row for each job: stage, model, task, block, state, log.
+def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
+    """A row for each job: stage, model, task, layers, state, log.
 
     States: done, running, waiting (in Slurm's queue), failed, missing. A log without a result is
     of a running job while Snakemake holds its lock and the log does not end in an error.
     """
     locked = any(Path(".snakemake/locks").glob("*"))
+    noted = Path(sweep.results) / "groups.json"
+    groups = read_json(noted) if noted.exists() else {}
     rows = []
-    for stage, model, task, block in jobs_of(config):
-        name = RESULTS[stage].format(model=model, task=task, block=block)
+    for stage, cell in sweep.jobs():
         # A job that takes several tasks bears the name of the first.
-        named = first_of_group(results, stage, model, task)
-        log = logs / stage / "/".join(part for part in (model, named, block) if part)
-        log = log.with_name(f"{log.name}.log")
-        words = "_".join(part for part in (model, named, block.replace("-", "_")) if part)
-        slurm = queue.get(f"rule_{stage}_wildcards_{words}") or queue.get(f"rule_{stage}_{words}")
+        together = groups.get(cell.model, {}).get(stage.name, [])
+        first = next((group[0] for group in together if cell.task in group), cell.task)
+        parts = [part for part in cell._replace(task=first) if part]
+        log = Path(logs, stage.name, *parts[:-1], f"{parts[-1]}.log")
+        words = "_".join(parts)
+        slurm = queue.get(f"rule_{stage.name}_wildcards_{words}")
+        slurm = slurm or queue.get(f"rule_{stage.name}_{words}".replace("-", "_"))
         if slurm:
             state = "waiting" if slurm == "PENDING" else "running"
-        elif (results / stage / name).exists():
+        elif all(Path(path).exists() for path in sweep.outputs(stage, cell).values()):
             state = "done"
         elif not log.exists():
             state = "missing"
         else:
-            state = "running" if locked and not error_in(log, stage) else "failed"
-        row = {"stage": stage, "model": model, "task": task, "block": block}
-        rows.append(row | {"state": state, "log": log})
+            state = "running" if locked and not error_in(log, stage.name) else "failed"
+        rows.append({"stage": stage.name, **cell._asdict(), "state": state, "log": log})
     return rows
-
-
-def first_of_group(results: Path, stage: str, model: str, task: str) -> str:
-    """The first of the tasks that one job of the stage takes together with `task`."""
-    noted = results / "groups" / f"{model}.json"
-    groups = read_json(noted).get(stage, []) if noted.exists() else []
-    return next((group[0] for group in groups if task in group), task)
 
 
 def last_line(log: Path) -> str:
@@ -145,7 +94,7 @@ def print_cells(rows: list[dict]) -> None:
         cells.setdefault((row["model"], row["task"]), {}).setdefault(row["stage"], []).append(
             row["state"]
         )
-    stages = [stage for stage in RESULTS if any(stage in cell for cell in cells.values())]
+    stages = [stage for stage in STAGES if any(stage in cell for cell in cells.values())]
     table = [["model", "task", *stages]]
     for (model, task), found in cells.items():
         table.append([model, task, *(word_for(found.get(stage)) for stage in stages)])
@@ -185,7 +134,7 @@ def print_progress(rows: list[dict], used: dict) -> None:
         print(f"\njobs left: {len(left)}{guess}")
     for row in rows:
         if row["state"] == "failed":
-            where = " ".join(part for part in (row["model"], row["task"], row["block"]) if part)
+            where = " ".join(part for part in (row["model"], row["task"], row["layers"]) if part)
             print(f"\nfailed: {row['stage']} {where}: {row['log']}\n    {last_line(row['log'])}")
 
 
@@ -244,6 +193,3 @@ def print_table(rows: list[list]) -> None:
     for row in rows:
         print("  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths)).rstrip())
 
-
-if __name__ == "__main__":
-    sys.exit(main())
