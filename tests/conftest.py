@@ -15,8 +15,8 @@ import tiny
 import torch
 import transformers
 import yaml
-
 from vecsweep.__main__ import main
+from vecsweep.layout import STAGES
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
@@ -35,10 +35,28 @@ def pytest_collection_modifyitems(items):
     )
 
 
+HOW = ("batch_tokens", "shards", "engine", "offload", "slices", "first", "last")
+NAMED = {
+    "prompts": ("task",),
+    "figures": ("database",),
+    "summary": ("results", "memory"),
+}
+
+
 def command(name, **options):
-    """The arguments of a stage, from its options by name."""
-    flags = [(f"--{option.replace('_', '-')}", str(value)) for option, value in options.items()]
-    return [name, *(part for flag in flags for part in flag)]
+    """The arguments of a stage, from its options by name; what is none of them is a setting."""
+    stage = STAGES[name]
+    known = (*stage.inputs, *stage.outputs, *HOW, *NAMED.get(name, ()))
+    settings = {} if name != "prompts" else {"task": Path(options["task"]).stem}
+    given = options.get("settings", {})
+    settings |= json.loads(given) if isinstance(given, str) else given
+    settings |= {key: options[key] for key in options if key not in (*known, "settings")}
+    words = [name, "--settings", json.dumps(settings)]
+    for option in options.keys() & known:
+        value = options[option]
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{option.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def run_stage(name, **options):
@@ -53,10 +71,9 @@ def describe(kind, folder, target, name=None, **config):
         "readout": target / "readout.safetensors",
         "vocabulary": target / "vocabulary.parquet",
     }
-    arguments = ["--name", name or kind, "--config", tiny.config_json(kind, folder, **config)]
-    for option, path in paths.items():
-        arguments += [f"--{option}", str(path)]
-    return SimpleNamespace(arguments=["models", *arguments], folder=folder, **paths)
+    settings = tiny.config(kind, folder, **config) | {"model": name or kind}
+    arguments = command("models", settings=settings, **paths)
+    return SimpleNamespace(arguments=arguments, folder=folder, **paths)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +129,7 @@ def real_model(request, tmp_path_factory):
     inputs = {"model": stage.description, "readout": stage.readout, "prompts": stage.prompts}
     run_stage("states", **inputs, batch_tokens=16, output=stage.states)
     last = source["layers"] - 1
-    block = {"states": stage.states, "first": 0, "last": last, "top_k": 4}
+    block = {"states": stage.states, "first": 0, "last": last}
     run_stage("lens", **inputs, **block, output=stage.lens)
     weights = stage.description.parent / json.loads(stage.description.read_text())["weights"]
     stage.model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)

@@ -17,7 +17,6 @@ import re
 
 import torch
 import transformers
-
 from vecsweep import tasks
 
 FORMS = ("gpt2", "gptj", "bloom")

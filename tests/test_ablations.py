@@ -8,11 +8,9 @@ import tiny
 import torch
 from conftest import command, main, run_stage
 from test_edits import plain_run, sublayer_of
-
-from vecsweep import STEP_VERSIONS
+from vecsweep.layout import STAGES
 from vecsweep.stages.ablations import PAPER, TWINS, removed_layers
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS
+from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 MARGIN = 1e-5
 
@@ -66,17 +64,16 @@ def write_prompts(family, folder, task="towns", max_prompts=None):
 
 
 def ablate(family, prompts, output, twins=True, max_prompts=None, batch_tokens=64):
-
     arguments = command(
         "ablations",
         model=family.description,
         readout=family.readout,
         prompts=prompts,
         batch_tokens=batch_tokens,
-        settings=json.dumps({"max_prompts": max_prompts, "seed": 0}),
+        settings={"max_prompts": max_prompts, "seed": 0, "twins": twins},
         output=output,
     )
-    assert main(arguments + (["--twins"] if twins else [])) == 0
+    assert main(arguments) == 0
     return pq.read_table(output)
 
 
@@ -99,7 +96,7 @@ def plain_means(model, prompts, layers):
 
 def test_equals_plain_hooks(family, tmp_path):
     prompts = write_prompts(family, tmp_path, max_prompts=3)
-    rows = {(row["prompt_set"], row["prompt_id"]): row for row in kept_rows(prompts, PROMPT_SETS)}
+    rows = {(row["prompt_set"], row["prompt_id"]): row for row in kept_rows(prompts, CAPTURED)}
     layers = tiny.layers_of(family.kind)
     found = ablate(family, prompts, tmp_path / "out.parquet").to_pylist()
     means = plain_means(family.model, [row["token_ids"] for row in rows.values()], layers)
@@ -166,19 +163,19 @@ def test_only_the_papers_kind_unless_asked(tiny_model, tmp_path):
         == {("ffn", "zero", "top")}
     )
     # The same seeded prompts of both sets: abstractive and extractive are compared pair by pair.
-    chosen = {s: {r["prompt_id"] for r in rows if r["prompt_set"] == s} for s in PROMPT_SETS}
+    chosen = {s: {r["prompt_id"] for r in rows if r["prompt_set"] == s} for s in CAPTURED}
     assert len(chosen["abstractive"]) == 4 and chosen["abstractive"] == chosen["extractive"]
-    assert table.schema.metadata[b"step_version"] == str(STEP_VERSIONS["ablations"]).encode()
+    assert table.schema.metadata[b"step_version"] == str(STAGES["ablations"].version).encode()
 
 
 def test_the_mean_is_over_all_prompts_of_both_sets(tiny_model, tmp_path):
-    from vecsweep.stages.ablations import mean_updates
     from vecsweep.engine import load
+    from vecsweep.stages.ablations import mean_updates
 
     for kind in ("gpt2", "opt", "bloom", "gemma3_text"):
         stage = tiny_model(kind)
         stage.kind = kind
-        rows = kept_rows(write_prompts(stage, tmp_path, max_prompts=4), PROMPT_SETS)
+        rows = kept_rows(write_prompts(stage, tmp_path, max_prompts=4), CAPTURED)
         found = mean_updates(load.engine_of(stage.model, 64), rows)
         layers = tiny.layers_of(kind)
         expected = plain_means(stage.model, [row["token_ids"] for row in rows], layers)

@@ -5,7 +5,6 @@ import copy
 import pytest
 import yaml
 from conftest import REPO
-
 from vecsweep import Problem, config, tasks
 
 SMALL = {

@@ -8,7 +8,6 @@ import pytest
 import tiny
 import torch
 from torch.overrides import TorchFunctionMode
-
 from vecsweep import Problem
 from vecsweep.engine import edits, load
 from vecsweep.engine.edits import Edit

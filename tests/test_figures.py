@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from vecsweep import figures
-from vecsweep.stages import ablations, interventions, ovectors, summary
 from vecsweep.figures import drawing, stages
+from vecsweep.stages import ablations, interventions, ovectors, summary
 from vecsweep.stages.stages import stages_of
 
 NAMES = ["first-tiny-model", "second", "a-third-model-with-a-long-name-7b-instruct", "fourth"]

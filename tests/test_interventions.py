@@ -15,14 +15,15 @@ from test_ablations import rank_range, write_prompts
 from test_edits import block_of, plain_run, sublayer_of
 from test_ovectors import SEARCH
 from test_states import plain_states
-
-from vecsweep import Problem
-from vecsweep.stages import selection
-from vecsweep.tools import bench
-from vecsweep.files import read_table, write_tensors
-from vecsweep.stages.interventions import NOVEL, capped, end_layer, in_domain, write_outcomes
+from vecsweep import Problem, tables
 from vecsweep.engine import load
-from vecsweep.stages.prompts import kept_rows, split_arguments
+from vecsweep.engine.plans import end_layer
+from vecsweep.files import read_table, write_tensors
+from vecsweep.methods import Setting, controls, parts, plans_of
+from vecsweep.stages import selection
+from vecsweep.stages.prompts import split_arguments
+from vecsweep.tasks.rows import NOVEL, capped, in_domain, kept_rows
+from vecsweep.tools import bench
 
 D_MODEL = 32
 SETTINGS = SEARCH | {"scales": [1.0, 2.5], "dev_prompts": 3, "test_prompts": 3}
@@ -32,7 +33,7 @@ def cell(family, folder, donors=2, **settings):
     """Prompts of a tiny model, and made-up o-vectors of some of them with the mean as last."""
     prompts = write_prompts(family, folder)
     rows = kept_rows(prompts, NOVEL)
-    pairs = [[row["prompt_id"], i % 2] for i, row in enumerate(rows[:donors])] + [[-1, 1]]
+    pairs = [[row["prompt_id"], i % 2] for i, row in enumerate(rows[:donors])] + [[None, 1]]
     # As long as a tiny model's own updates: the effect is neither nil nor all there is.
     drawn = 2 * torch.randn(donors, D_MODEL, generator=torch.Generator().manual_seed(1))
     tensors = {
@@ -108,7 +109,7 @@ def test_search_equals_plain_hooks(family, tmp_path, position, end_depth):
         (r["start_layer"], r["mode"], r["scale"], r["donor"], r["source_layer"], r["prompt_id"])
         for r in rows
     ]
-    taken = {made.rows[donor]["argument"] for donor, _ in made.tensors if donor != -1}
+    taken = {made.rows[donor]["argument"] for donor, _ in made.tensors if donor is not None}
     dev = {
         i for i, row in made.rows.items() if row["split"] == "dev" and row["argument"] not in taken
     }
@@ -159,7 +160,7 @@ def test_a_donors_argument_is_in_neither_half():
         pair(5, "pig", out_of_domain=True),
         pair(6, "fox", "test", out_of_domain=True),
     ]
-    donors = [(0, 2), (4, 3), (-1, 2)]
+    donors = [(0, 2), (4, 3), (None, 2)]
     assert [row["prompt_id"] for row in in_domain(rows, donors, "dev")] == [2]
     assert [row["prompt_id"] for row in in_domain(rows, donors, "test")] == [1]
     assert [row["prompt_id"] for row in in_domain(rows, [], "dev")] == [0, 2, 3]
@@ -199,10 +200,10 @@ def tried(start, ranks, mode="replace", scale=1.0, donor=4, layer=2):
 
 def test_the_largest_mean_reciprocal_rank_is_chosen():
     steady = tried(1, [1, 1, 1, 1])  # 1/2 on average, the lowest mean rank
-    bold = tried(2, [0, 0, 400, 0], "add", 2.0, donor=-1, layer=3)  # above 3/4
+    bold = tried(2, [0, 0, 400, 0], "add", 2.0, donor=None, layer=3)  # above 3/4
     weak = tried(0, [0, 9, 9, 9])
     rows = steady + bold + weak
-    expected = {"start_layer": 2, "mode": "add", "scale": 2.0, "donor": -1, "source_layer": 3}
+    expected = {"start_layer": 2, "mode": "add", "scale": 2.0, "donor": None, "source_layer": 3}
     for seed in range(5):
         assert selection.choose(random.Random(seed).sample(rows, len(rows))) == expected
 
@@ -228,8 +229,9 @@ def made_up_search(made, path, **best):
             ("model", "task", "ovector_task", "position", "control", "domain"), "x"
         )
         blank |= {"split": "dev", "prompt_id": 0, "end_layer": 2, "top_before": 1, "top_after": 1}
+        blank |= {"repeat": None, "chosen": None}
         rows.append(blank | setting | {"answer_rank_after": rank})
-    write_outcomes(rows, SimpleNamespace(output=path, shards=1), 1)
+    tables.write("interventions", rows, path)
 
 
 def test_selection_reports_on_test_what_dev_chose(tiny_model, tmp_path):
@@ -243,7 +245,7 @@ def test_selection_reports_on_test_what_dev_chose(tiny_model, tmp_path):
     made_up_search(made, tmp_path / "search.parquet", **best)
     options = {"search": tmp_path / "search.parquet", "elsewhere": elsewhere}
     rows = run_cell("selection", stage, made, "out.parquet", **options)
-    taken = {made.rows[number]["argument"] for number, _ in made.tensors if number != -1}
+    taken = {made.rows[number]["argument"] for number, _ in made.tensors if number is not None}
     test = {i for i, r in made.rows.items() if r["split"] == "test" and r["argument"] not in taken}
     assert {row["split"] for row in rows} == {"test"}
     for domain, task, prompts in (("in", "towns", test), ("out", "verbs", set(strangers))):
@@ -254,7 +256,8 @@ def test_selection_reports_on_test_what_dev_chose(tiny_model, tmp_path):
     assert all(best.items() <= row.items() for row in chosen)
     assert len(chosen) == len(test) + len(strangers)
     # Donors beside it, at the same setting.
-    donors = [row for row in rows if row["control"] == "donor"]
+    donors = [row for row in rows if row["control"] in ("donor", "mean")]
+    assert all((row["donor"] is None) == (row["control"] == "mean") for row in donors)
     assert {(row["donor"], row["source_layer"]) for row in donors} == set(made.tensors) - {donor}
     assert {(row["start_layer"], row["mode"], row["scale"]) for row in donors} == {(1, "add", 2.5)}
 
@@ -263,10 +266,10 @@ def test_selection_reports_on_test_what_dev_chose(tiny_model, tmp_path):
             return torch.zeros(D_MODEL)
         return made.tensors[row["donor"], row["source_layer"]]
 
-    known = [row for row in rows if row["control"] in ("o-vector", "donor", "zero")]
+    known = [row for row in rows if row["control"] in ("o-vector", "donor", "mean", "zero")]
     for domain, prompts in (("in", made.rows), ("out", strangers)):
         own = [row for row in known if row["domain"] == domain]
-        assert {row["control"] for row in own} == {"o-vector", "donor", "zero"}
+        assert {row["control"] for row in own} == {"o-vector", "donor", "mean", "zero"}
         assert_outcomes(stage.model, own, prompts, vector_of)
     zero = [row for row in rows if row["control"] == "zero"]
     assert {(row["mode"], row["start_layer"], row["end_layer"]) for row in zero} == {
@@ -282,12 +285,14 @@ def test_controls_at_every_start_layer(tiny_model, tmp_path):
     inputs = {"model": stage.description, "readout": stage.readout, "prompts": made.prompts}
     inputs |= {"vectors": made.vectors, "settings": json.dumps(made.settings), "batch_tokens": 90}
     inputs |= {"search": tmp_path / "search.parquet", "output": tmp_path / "out.parquet"}
-    assert main([*command("selection", **inputs), "--all-layers"]) == 0
+    assert main(command("selection", **inputs, controls_over_layers=True)) == 0
     starts = {}
     for row in read_table(tmp_path / "out.parquet").to_pylist():
-        key = (row["control"], row["donor"], row["prompt_id"])
+        assert row["chosen"] == (row["start_layer"] == 1)
+        assert (row["repeat"] is None) == (row["control"] not in ("random", "unrelated"))
+        key = (row["control"], row["donor"], row["repeat"], row["prompt_id"])
         starts.setdefault(key, []).append(row["start_layer"])
-    for (control, _, _), layers in starts.items():
+    for (control, *_), layers in starts.items():
         everywhere = control in ("o-vector", "random", "unrelated", "zero", "difference")
         assert sorted(layers) == ([0, 1, 2] if everywhere else [1]), control
     assert {"difference_once", "donor", "neurons_1", "directions_1"} < {key[0] for key in starts}
@@ -300,7 +305,7 @@ def planned(family, made, engine, rival=(), **chosen):
     )
     donors, vectors = list(made.tensors), torch.stack(list(made.tensors.values()))
     own = kept_rows(made.prompts, NOVEL)
-    plans = selection.chosen_plans(engine, own, vectors, donors, chosen, args)
+    plans = plans_of(Setting.of(chosen, args, engine, own, vectors, donors))
     names = [plan.labels[0]["control"] for plan in plans]
     assert len(names) == len(set(names)), names
     assert all(len(plan.labels) == len(plan.vectors) for plan in plans)
@@ -311,7 +316,7 @@ def test_each_control_is_what_its_name_says(family, tmp_path):
     made = cell(family, tmp_path)
     rival = tmp_path / "rival.safetensors"
     rival_vectors = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(9))
-    rival_notes = {"donors": json.dumps([[8, 1], [9, 2], [-1, 1]])}
+    rival_notes = {"donors": json.dumps([[8, 1], [9, 2], [None, 1]])}
     write_tensors(
         {"vectors": rival_vectors, "directions": rival_vectors[:2].clone()}, rival, rival_notes
     )
@@ -387,7 +392,9 @@ def test_unrelated_words_hold_nothing_of_a_long_argument(tiny_model):
     model = tiny_model("gpt2").model
     words, argument = [9, 30, 31], list(range(40, 52))
     row = {"token_ids": words + argument + words + argument + words, "argument_length": 12}
-    found = selection.unrelated(load.engine_of(model, 64), [row], 1, 0)
+    setting = SimpleNamespace(engine=load.engine_of(model, 64), own=[row], layer=1, seed=0)
+    setting.plan = lambda vectors, names: vectors
+    (found,) = controls.unrelated(setting)
     plain = plain_states(model, words, parallel=False)["ffn_out.01"]
     torch.testing.assert_close(found, plain[None], rtol=1e-5, atol=1e-5)
 
@@ -434,7 +441,7 @@ def test_parts_of_neurons_sum_to_the_update(family, tmp_path):
     ]
     engine = load.engine_of(family.model, 64)
     for layer in range(tiny.layers_of(family.kind)):
-        parts, constant = selection.neuron_parts(engine, layer, ids)
+        parts, constant = parts.neuron_parts(engine, layer, ids)
         plain, bias, update = plain_parts(family.model, ids, layer)
         assert len(parts) in (48, 128)
         torch.testing.assert_close(parts, plain, rtol=1e-4, atol=1e-5)
@@ -489,7 +496,7 @@ def test_bench_compares_like_with_like(tiny_model, tmp_path, capsys):
         (tmp_path / "models").mkdir(exist_ok=True)
         (tmp_path / "models" / kind).symlink_to(stage.description.parent)
         options = ["--results", str(tmp_path), "--model", kind, "--repeats", "2", "--pairs", "4"]
-        assert bench.main(options) == 0
+        assert main(["bench", *options]) == 0
         first, _, *rows = capsys.readouterr().out.splitlines()
         assert first.startswith(f"{kind}: ") and f"{tiny.layers_of(kind)} layers" in first
         assert [row.split(",")[0] for row in rows] == [
@@ -498,7 +505,7 @@ def test_bench_compares_like_with_like(tiny_model, tmp_path, capsys):
             "states alone",
         ]
         assert all("equal" in row for row in rows[:2])
-    assert bench.main(["--results", str(tmp_path / "none")]) == 1
+    assert main(["bench", "--results", str(tmp_path / "none")]) == 1
     assert "run `make` first" in capsys.readouterr().err
 
 

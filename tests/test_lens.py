@@ -10,13 +10,10 @@ import torch
 from conftest import REPO, command, run_stage
 from test_models import final_norm
 from test_states import plain_states
-
-from vecsweep import STEP_VERSIONS
-from vecsweep.stages.lens import target_tokens
 from vecsweep.engine import readout as readout_module
-from vecsweep.engine.readout import Readout, decode
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS
+from vecsweep.engine.readout import Readout, decode, target_tokens
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 
 @pytest.fixture
@@ -91,13 +88,13 @@ def decoded(tiny_model, tmp_path):
         )
         inputs = {"model": made.description, "readout": made.readout, "prompts": made.prompts}
         run_stage("states", **inputs, batch_tokens=64, output=states)
-        made.command = inputs | {"states": states, "top_k": 4}
+        made.command = inputs | {"states": states}
         made.lens = []
         for first, last in ((0, 1), (2, tiny.layers_of(kind) - 1)):
             made.lens.append(tmp_path / f"{first}-{last}.parquet")
             block = {"first": first, "last": last, "output": made.lens[-1]}
             run_stage("lens", **made.command, **block)
-        made.rows = kept_rows(made.prompts, PROMPT_SETS)
+        made.rows = kept_rows(made.prompts, CAPTURED)
         return made
 
     return run
@@ -157,7 +154,7 @@ def assert_rows(rows, logits, targets, **options):
 def test_file(decoded):
     made = decoded("gpt2")
     table = pq.read_table(made.lens[0])
-    assert table.schema.metadata[b"step_version"] == str(STEP_VERSIONS["lens"]).encode()
+    assert table.schema.metadata[b"step_version"] == str(STAGES["lens"].version).encode()
     types = {field.name: str(field.type) for field in table.schema}
     assert types == {
         "model": "string",
@@ -262,7 +259,7 @@ def test_job_imports_no_transformers(decoded, tmp_path):
 @pytest.mark.real
 @torch.inference_mode()
 def test_real_model(real_model):
-    rows = kept_rows(real_model.prompts, PROMPT_SETS)
+    rows = kept_rows(real_model.prompts, CAPTURED)
     model, targets = real_model.model, target_tokens(rows)
     table = pq.read_table(real_model.lens).to_pylist()
     plain = [plain_states(model, row["token_ids"], parallel=False) for row in rows]

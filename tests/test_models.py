@@ -14,13 +14,12 @@ import tiny
 import torch
 import transformers
 from conftest import REPO, describe
-
 from vecsweep import Problem
 from vecsweep.__main__ import main
-from vecsweep.files import Tensors
 from vecsweep.engine import load, proof
 from vecsweep.engine.families import FAMILIES, family_of, is_parallel
 from vecsweep.engine.readout import Readout
+from vecsweep.files import Tensors
 
 IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
 PARALLEL = {"gptj", "gpt_neox"}

@@ -13,12 +13,10 @@ import torch
 from conftest import describe, main, run_stage
 from test_edits import FINAL_NORM
 from test_states import plain_states
-
-from vecsweep import STEP_VERSIONS
 from vecsweep.files import Tensors, read_table, write_table
+from vecsweep.layout import STAGES
 from vecsweep.stages.ovectors import eligible_donors, spread
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS
+from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 SEARCH = {
     "modes": ["replace", "add"],
@@ -28,6 +26,7 @@ SEARCH = {
     "dev_prompts": None,
     "test_prompts": None,
     "seed": 0,
+    "controls_over_layers": False,
 }
 
 
@@ -54,7 +53,7 @@ def chain(results, name, weights, task, layers, max_prompts=None):
     inputs = {"model": made.description, "readout": made.readout, "prompts": prompts}
     run_stage("prompts", model=made.description, task=task, settings=shown, output=prompts)
     run_stage("states", **inputs, batch_tokens=2048, output=states)
-    run_stage("lens", **inputs, states=states, **ends, top_k=2, output=lens)
+    run_stage("lens", **inputs, states=states, **ends, output=lens)
     run_stage("stages", lens=lens, output=path("stages"))
     cut = {
         "states": states,
@@ -66,7 +65,7 @@ def chain(results, name, weights, task, layers, max_prompts=None):
     inputs |= {"batch_tokens": 2048, "settings": search}
     run_stage("interventions", **inputs, vectors=vectors, **ends, output=injected)
     run_stage("selection", **inputs, vectors=vectors, search=injected, output=path("selection"))
-    inputs["settings"] = json.dumps({"max_prompts": None, "seed": 0})
+    inputs["settings"] = json.dumps({"max_prompts": None, "seed": 0, "twins": False})
     run_stage("ablations", **inputs, output=path("ablations"))
     return SimpleNamespace(
         stages=path("stages"),
@@ -100,8 +99,9 @@ def test_a_model_that_answers_nothing_comes_through(tmp_path):
     run_stage(
         "summary",
         results=results,
-        grid=json.dumps({"random": ["0-2"]}),
-        tasks=json.dumps({"all": ["towns"], "injected": ["towns"], "ablated": ["towns"]}),
+        grid={"random": [3, 3]},
+        tasks={"all": ["towns"], "injected": ["towns"], "ablated": ["towns"]},
+        top_k=5,
         resamples=100,
         database=results / "summary.duckdb",
         tables=results / "tables",
@@ -229,7 +229,7 @@ def cut(family, tmp_path):
     )
     inputs = {"model": family.description, "readout": family.readout, "prompts": paths["prompts"]}
     run_stage("states", **inputs, batch_tokens=512, output=states)
-    rows = kept_rows(paths["prompts"], PROMPT_SETS)
+    rows = kept_rows(paths["prompts"], CAPTURED)
     layers = tiny.layers_of(family.kind)
     sources = stages_table(rows, layers, paths["stages"])
     run_stage(
@@ -254,7 +254,7 @@ def cut(family, tmp_path):
 def test_vectors_are_the_ffns_updates(family, cut):
     donors = json.loads(cut.file.metadata["donors"])
     assert len(donors) == 5 and cut.file.metadata["eligible"] == str(len(cut.sources))
-    assert cut.file.metadata["step_version"] == str(STEP_VERSIONS["ovectors"])
+    assert cut.file.metadata["step_version"] == str(STAGES["ovectors"].version)
     vectors, table = cut.file["vectors"], cut.table.to_pylist()
     for vector, (prompt_id, layer), row in zip(vectors[:-1], donors, table):
         assert cut.sources[prompt_id] == layer
@@ -268,7 +268,7 @@ def test_vectors_are_the_ffns_updates(family, cut):
     # The mean of the donors is the last; it counts as cut where most of them are.
     torch.testing.assert_close(vectors[-1], vectors[:-1].mean(0))
     middle = sorted(layer for _, layer in donors[:-1])[1]
-    assert donors[-1] == [-1, middle] and table[-1]["donor"] == -1
+    assert donors[-1] == [None, middle] and table[-1]["donor"] is None
     assert table[-1]["argument"] is None and table[-1]["layer"] == middle
     assert {(row["model"], row["task"]) for row in table} == {(family.kind, "towns")}
 

@@ -10,7 +10,6 @@ import pytest
 import tiny
 import yaml
 from conftest import REPO, main
-
 from vecsweep import Problem
 from vecsweep.tools import plan
 

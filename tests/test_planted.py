@@ -16,9 +16,8 @@ import torch
 import yaml
 from conftest import REPO
 from test_ovectors import assert_no_vectors, chain
-
-from vecsweep.stages import ablations
 from vecsweep.files import Tensors, read_table
+from vecsweep.stages import ablations
 
 FFN_MODELS = [f"{form}-ffn" for form in planted.FORMS]
 TWIN = "gpt2-attention"
@@ -103,7 +102,7 @@ def test_vector_is_found(sweep, name):
     assert abs(torch.cosine_similarity(file["directions"][:1], planted_one)) > 0.99
     assert file.metadata["eligible"] == str(INSIDE)
     rows = read_table(sweep.results / "ovectors" / name / "towns.parquet").to_pylist()
-    assert {row["layer"] for row in rows} == {planted.LAYER} and rows[-1]["donor"] == -1
+    assert {row["layer"] for row in rows} == {planted.LAYER} and rows[-1]["donor"] is None
     pairs = dict(zip(planted.ARGUMENTS[:INSIDE], planted.ANSWERS))
     assert all(pairs[row["argument"]] == row["answer"] for row in rows[:-1])
     # Read out by itself it says "an answer", and "no argument", of no pair in particular.
@@ -116,7 +115,7 @@ def test_vector_is_found(sweep, name):
 @pytest.mark.parametrize("name", FFN_MODELS)
 def test_vector_works_from_every_start_layer(sweep, name):
     found = sweep.query(
-        """SELECT start_layer, mode, min(end_layer), min(reciprocal), count(DISTINCT donor)
+        """SELECT start_layer, mode, min(end_layer), min(reciprocal), count(DISTINCT coalesce(donor, -1))
            FROM (SELECT *, 1 / (1 + rank_after) AS reciprocal FROM interventions
                  WHERE model = ? AND split = 'dev' AND target = 'answer')
            GROUP BY ALL ORDER BY ALL""",
@@ -168,7 +167,7 @@ def test_controls_change_no_prompt(sweep, name):
         assert {row[3:] for row in rows} == {(0, 0)}
     # They are what they are called: several, and as strong as the vector.
     ((count,),) = sweep.query(
-        """SELECT count(DISTINCT donor) FROM interventions
+        """SELECT count(DISTINCT coalesce(donor, -1)) FROM interventions
            WHERE model = ? AND control = 'random' AND start_layer = 0""",
         name,
     )

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from conftest import REPO, command, run_stage
-
 from vecsweep import Problem, tasks
 from vecsweep.stages import prompts
 from vecsweep.stages.prompts import build, continuation

@@ -11,7 +11,6 @@ import time
 import pytest
 from conftest import REPO
 from test_figures import make_database
-
 from vecsweep.figures import FIGURES
 
 SNAKEFILE = """

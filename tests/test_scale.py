@@ -9,9 +9,8 @@ from collections import defaultdict
 import duckdb
 import pytest
 from conftest import main
-
-from vecsweep.tools import scale
 from vecsweep.files import read_table
+from vecsweep.tools import scale
 
 SIZE = scale.Size(models=2, tasks=2, layers=9, layers_per_job=4, prompts=20, novel=8, vocabulary=40)
 MEMORY = 200
@@ -20,13 +19,13 @@ MEMORY = 200
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale") / "results"
-    scale.make(folder, SIZE)
+    scale.make(SIZE.sweep(folder), SIZE)
     return folder
 
 
 @pytest.fixture(scope="module")
 def query(results):
-    assert main(scale.summary(results, SIZE, MEMORY)) == 0
+    assert main(scale.summary(SIZE.sweep(results), MEMORY)) == 0
     with duckdb.connect(str(results / "summary.duckdb"), read_only=True) as database:
         yield lambda sql: database.execute(sql).fetchall()
 
@@ -82,7 +81,7 @@ def test_effects(results, query):
 
 
 def test_too_little_memory_is_said_in_one_line(results, query, tmp_path, refused):
-    command = scale.summary(results, SIZE, memory=4)
+    command = scale.summary(SIZE.sweep(results), memory=4)
     command[command.index("--database") + 1] = str(tmp_path / "summary.duckdb")
     line = refused(command)
     assert "--set-resources summary:mem_mb=8" in line
@@ -93,7 +92,7 @@ def test_too_little_memory_is_said_in_one_line(results, query, tmp_path, refused
 @pytest.mark.parametrize("limit", [0, 2**14, 2**20])
 def test_full_disk_is_said_in_one_line(results, query, tmp_path, limit):
     """A limit on the size of files stands for the disk: writing fails in the same place."""
-    command = scale.summary(results, SIZE, MEMORY)
+    command = scale.summary(SIZE.sweep(results), MEMORY)
     command[command.index("--database") + 1] = str(tmp_path / "summary.duckdb")
     done = subprocess.run(
         [sys.executable, "-m", "vecsweep", *command],
@@ -108,7 +107,7 @@ def test_full_disk_is_said_in_one_line(results, query, tmp_path, limit):
 
 
 def test_a_killed_summary_leaves_nothing_for_long(results, query, tmp_path):
-    command = scale.summary(results, SIZE, MEMORY)
+    command = scale.summary(SIZE.sweep(results), MEMORY)
     command[command.index("--database") + 1] = str(tmp_path / "summary.duckdb")
     process = subprocess.Popen([sys.executable, "-m", "vecsweep", *command])
     while not (left := [*tmp_path.glob(".*/*")]) and process.poll() is None:
@@ -122,7 +121,7 @@ def test_a_killed_summary_leaves_nothing_for_long(results, query, tmp_path):
 
 def test_refuses_a_folder_that_is_there(tmp_path, capsys):
     (tmp_path / "kept").write_text("")
-    assert scale.main([str(tmp_path)]) == 1
+    assert main(["scale", str(tmp_path)]) == 1
     line = f"vecsweep scale: {tmp_path} is there already; name a new folder\n"
     assert capsys.readouterr().err == line
     assert (tmp_path / "kept").exists()

@@ -7,8 +7,7 @@ answer, "." neither. `mid` and `post` are the mid-block state and the block's ou
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from vecsweep.__main__ import main
+from conftest import command, main
 from vecsweep.stages.stages import stages_of
 
 COLUMNS = ["pattern", "argument_first", "argument_last", "function_layer", "function_site"]
@@ -160,7 +159,7 @@ def test_stage_reads_all_layer_blocks(tmp_path):
         files.append(tmp_path / f"{first}-{last}.parquet")
         pq.write_table(table(block), files[-1])
     output = tmp_path / "stages.parquet"
-    assert main(["stages", "--lens", *map(str, files[::-1]), "--output", str(output)]) == 0
+    assert main(command("stages", lens=files[::-1], output=output)) == 0
     (row,) = pq.read_table(output).to_pylist()
     assert [row[column] for column in COLUMNS] == expected
     assert pq.read_table(output).schema.metadata[b"step_version"].isdigit()
@@ -170,6 +169,6 @@ def test_damaged_block_is_named(tmp_path, refused):
     whole, cut = tmp_path / "0-1.parquet", tmp_path / "2-3.parquet"
     pq.write_table(table(lens(sequential("AA", "AB"))), whole)
     cut.write_bytes(whole.read_bytes()[:-20])
-    line = refused(["stages", "--lens", whole, cut, "--output", tmp_path / "x.parquet"])
+    line = refused(command("stages", lens=[whole, cut], output=tmp_path / "x.parquet"))
     assert f"{cut} is damaged" in line and "delete it and run again" in line
     assert not (tmp_path / "x.parquet").exists()

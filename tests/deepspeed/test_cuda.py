@@ -6,9 +6,7 @@ import pytest
 import ranks
 import tiny
 import torch
-
-from vecsweep.engine import gpu
-from vecsweep.engine import load
+from vecsweep.engine import gpu, load
 
 PROMPTS = [[9, 8, 7, 6, 5, last, 4] for last in (10, 11, 12)] + [[9, 8, 7, 6, 5, 4, 44, 45]]
 # Relative to the largest entry; bfloat16 keeps 8 bits, and each device rounds in its own order.

@@ -22,12 +22,11 @@ import yaml
 from conftest import REPO, command, describe, main
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
 from vecsweep import Problem
-from vecsweep.tools import plan
-from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.engine import slices as rank_files
 from vecsweep.engine.sharded import TENSOR_PARALLEL
+from vecsweep.files import Tensors, read_table, write_table
+from vecsweep.tools import plan
 
 SHARDS = 2
 # In several batches; the last prompt is longer than the others, all begin alike.

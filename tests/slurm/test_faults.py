@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
+
 from slurm.conftest import jobs, last_job
 
 # Looked at again soon, for these jobs last seconds.
