@@ -21,6 +21,9 @@ results/report.html: results/summary.duckdb $(wildcard results/figures/*.svg wor
 	@echo "Open $@"
 
 test: $(VENV)/ready-dev
+	ruff check workflow tests
+	ruff format --check workflow tests
+	mypy
 	$(VENV)/bin/pytest --ignore tests/slurm
 
 test-slurm: $(VENV)/ready-dev
@@ -29,10 +32,10 @@ test-slurm: $(VENV)/ready-dev
 # Two engines in turn, in one run: ours and plain transformers, as ratios.
 bench: $(VENV)/ready
 	snakemake --cores $(CORES) --quiet all -- $(BENCH_MODEL:%=results/models/%/model.json)
-	python -m vecsweep.tools.bench --model $(BENCH_MODEL)
+	vecsweep bench --model $(BENCH_MODEL)
 
 scale: $(VENV)/ready
-	python -m vecsweep.tools.scale $(or $(TMPDIR),/tmp)/vecsweep-scale
+	vecsweep scale $(or $(TMPDIR),/tmp)/vecsweep-scale
 
 clean:
 	rm -rf results/*/ results/*.duckdb results/report.html logs .snakemake

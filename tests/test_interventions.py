@@ -4,6 +4,7 @@ on dev alone, and each control what its name says."""
 import itertools
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,7 +118,7 @@ def test_search_equals_plain_hooks(family, tmp_path, position, end_depth):
     assert used <= dev and len(used) == 3
     donors = [(*pair, i) for pair in made.tensors for i in used]
     expected = itertools.product(range(end + 1), ("replace", "add"), (1.0, 2.5), donors)
-    assert sorted(keys) == sorted((*front, *back) for *front, back in expected)
+    assert Counter(keys) == Counter((*front, *back) for *front, back in expected)
     assert {row["end_layer"] for row in rows} == {end}
     assert {(row["control"], row["split"], row["domain"], row["position"]) for row in rows} == {
         ("o-vector", "dev", "in", position)
@@ -441,12 +442,12 @@ def test_parts_of_neurons_sum_to_the_update(family, tmp_path):
     ]
     engine = load.engine_of(family.model, 64)
     for layer in range(tiny.layers_of(family.kind)):
-        parts, constant = parts.neuron_parts(engine, layer, ids)
+        shares, constant = parts.neuron_parts(engine, layer, ids)
         plain, bias, update = plain_parts(family.model, ids, layer)
-        assert len(parts) in (48, 128)
-        torch.testing.assert_close(parts, plain, rtol=1e-4, atol=1e-5)
+        assert len(shares) in (48, 128)
+        torch.testing.assert_close(shares, plain, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(constant, bias, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(parts.sum(0) + constant, update, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(shares.sum(0) + constant, update, rtol=1e-4, atol=1e-4)
         states = plain_states(family.model, ids, engine.parallel)
         torch.testing.assert_close(update, states[f"ffn_out.{layer:02d}"], rtol=1e-4, atol=1e-4)
 

@@ -13,6 +13,7 @@ from test_states import plain_states
 from vecsweep.engine import readout as readout_module
 from vecsweep.engine.readout import Readout, decode, target_tokens
 from vecsweep.layout import STAGES
+from vecsweep.stages.lens import TOP_K
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 
@@ -148,7 +149,7 @@ def assert_rows(rows, logits, targets, **options):
         column("top_token")[:, 0],
         column("top_probability")[:, 0],
     )
-    assert_decoded(found, logits, targets, **options)
+    assert_decoded(found, logits, targets, top_k=TOP_K, **options)
 
 
 def test_file(decoded):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import torch
 import yaml
 from conftest import REPO
 from safetensors.torch import load_file
+from vecsweep.config import schema as config_schema
+from vecsweep.layout import EXECUTION, STAGES
 
 BIN = Path(sys.executable).parent
 CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles"]
@@ -171,10 +174,121 @@ def test_second_run_starts_no_job(project):
     assert pending(project)[0] == set()
 
 
-def test_more_cores_smaller_batches_or_shards_of_a_model_leave_its_weights_alone(project):
-    outputs, _ = pending(project, edited(("models", "seq", "batch_tokens", 64)))
-    assert outputs and not any("/par/" in output for output in outputs)
-    assert not {"models", "prompts"} & {stage_of(output) for output in outputs}
+def leaves(schema, place=""):
+    """The config keys that a schema allows, as `layout.Stage.keys` names them."""
+    for key, inner in schema.get("properties", {}).items():
+        inner = inner.get("additionalProperties") or inner
+        if "properties" in inner:
+            yield from leaves(inner, f"{key}.")
+        else:
+            yield place + key
+
+
+# A new value for every key of the config; some need another key's change with them.
+CHANGES = {
+    "models.source": {"source": "hub", "id": "a/b", "revision": "0" * 40},
+    "models.files": ["a/b"],
+    "models.path": "weights/other",
+    "models.id": "a/b",
+    "models.revision": "0" * 40,
+    "models.sha256": "0" * 64,
+    "models.layers": 4,
+    "models.dtype": "bfloat16",
+    "models.batch_tokens": 64,
+    "models.shards": 2,
+    "models.engine": "single",
+    "models.offload": True,
+    "models.preshard": {"preshard": True, "shards": 2},
+    "models.tasks_per_job": 2,
+    "models.layers_per_job": 1,
+    "tasks.file": "tasks/other.yaml",
+    "tasks.max_prompts": 3,
+    "prompts.demonstrations": 0,
+    "prompts.seed": 1,
+    "prompts.max_prompts": 3,
+    "lens.top_k": 3,
+    "ovectors.donors": 2,
+    "interventions.tasks": ["towns", "verbs"],
+    "interventions.modes": ["add"],
+    "interventions.scales": [2.0],
+    "interventions.position": "last",
+    "interventions.end_depth": 0.5,
+    "interventions.dev_prompts": 2,
+    "interventions.test_prompts": 2,
+    "interventions.rivals": ["towns", "verbs"],
+    "interventions.controls_over_layers": "verbs",
+    "ablations.tasks": ["towns", "verbs"],
+    "ablations.twins": [],
+    "ablations.max_prompts": 2,
+    "summary.resamples": 200,
+}
+# What lays out the grid has new cells, and what reads them.
+NEW_CELLS = {
+    "models.layers_per_job": ("seq", {"lens", "interventions"}),
+    "interventions.tasks": ("towns", {"ovectors", "interventions", "selection"}),
+    "ablations.tasks": ("towns", {"ablations"}),
+}
+
+
+def test_every_key_of_the_config_has_a_case():
+    assert CHANGES.keys() == {*leaves(config_schema())}
+    named = {key for stage in STAGES.values() for key in stage.keys}
+    execution = {f"models.{key}" for key in EXECUTION}
+    assert named | execution | NEW_CELLS.keys() == CHANGES.keys()
+
+
+def following(names):
+    """Stages and all that read their results, by the table of stages; the end has one name."""
+    names = {*names}
+    for stage in STAGES.values():  # in their order
+        if names & {what.stage for what in stage.inputs.values() if not what.optional}:
+            names.add(stage.name)
+    return {"end" if name == "summary" else name for name in names}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_changed_key_reruns_the_stages_that_name_it(project, key):
+    section, name = key.split(".")
+    value = CHANGES[key] if isinstance(CHANGES[key], dict) else {name: CHANGES[key]}
+    place = {"models": ("seq",), "tasks": ("towns",)}.get(section, ())
+    for old in ("towns", "verbs"):  # tasks/other.yaml says the same as tasks/towns.yaml
+        tiny.write_task(project.folder / "other" / "tasks", old)
+    shutil.copy(project.folder / "tasks" / "towns.yaml", project.folder / "tasks" / "other.yaml")
+    config = edited(*(((section,) + place) and ((section, *place, k, v) for k, v in value.items())))
+    outputs, every = pending(project, config)
+    # The list of a task's own cells: what is new in the grid, or of the model or task alone.
+    only, stages = NEW_CELLS.get(key, ("".join(place), set()))
+    if not stages:
+        stages = {stage.name for stage in STAGES.values() if key in stage.keys}
+    if key == "models.preshard":
+        outputs -= {"results/preshard/seq"}  # its own file, for whoever runs next
+    found = following(stages)
+    expected = {
+        o for o in every if stage_of(o) in found and (is_end(o) or f"/{only}" in o or not only)
+    }
+    if key == "models.layers_per_job":
+        expected -= {o for o in expected if o.endswith("/2-2.parquet")}  # as it was
+    assert outputs == expected
+
+
+def test_the_order_of_keys_is_no_reason_to_run(project):
+    def turned(value):
+        if not isinstance(value, dict):
+            return value
+        return {key: turned(value[key]) for key in reversed(value)}
+
+    config = turned(CONFIG) | {"tasks": CONFIG["tasks"]}
+    assert [*config] != [*CONFIG] and pending(project, config)[0] == set()
+    # The order of tasks is theirs in the figures.
+    outputs, every = pending(project, turned(CONFIG))
+    assert outputs == {output for output in every if is_end(output)}
+
+
+def test_a_dry_run_leaves_no_trace(project):
+    before = finished(project)
+    done = snakemake(project, edited(("prompts", "seed", 1)), "--dry-run")
+    assert done.returncode == 0 and "seq: prompts of towns" in done.stdout
+    assert finished(project) == before
 
 
 def test_a_model_more_runs_its_own_jobs(project):
@@ -283,8 +397,8 @@ def test_slices_are_written_only_where_asked_for(project):
         goal = f"results/states/{name}/towns.safetensors"
         done = snakemake(project, config, "--dry-run", "--printshellcmds", "--", goal)
         assert done.returncode == 0, done.stdout
-        assert ("the slices of each rank" in done.stdout) == (name == "ready")
-        assert (f"--ranks results/preshard/{name}" in done.stdout) == (name == "ready")
+        assert (f"{name}: preshard" in done.stdout) == (name == "ready")
+        assert (f"--slices results/preshard/{name}" in done.stdout) == (name == "ready")
 
 
 def test_a_tasks_setting_reruns_that_task(project):
@@ -321,8 +435,8 @@ def again(project, tmp_path_factory):
         if "par" in model_of(made, path) or of_the_end(made, path):
             path.unlink()
     done = snakemake(made, CONFIG, "--", SUMMARY)
-    assert done.returncode == 0 and "par: hidden states of towns" in done.stdout, done.stdout
-    assert "seq: hidden states" not in done.stdout
+    assert done.returncode == 0 and "par: states of towns" in done.stdout, done.stdout
+    assert "seq: states" not in done.stdout
     return made
 
 
@@ -354,7 +468,7 @@ def test_a_model_removed_leaves_the_summary_and_its_files_wait_for_prune(again):
     assert all(left[path] == time for path, time in before.items() if not of_the_end(again, path))
 
     def prune(answer):
-        command = [sys.executable, "-m", "vecsweep.tools.prune", "--configfile", "run.yaml"]
+        command = [sys.executable, "-m", "vecsweep", "prune", "--configfile", "run.yaml"]
         environment = os.environ | {"PYTHONPATH": str(again.code / "workflow")}
         return subprocess.run(
             command, cwd=again.folder, env=environment, input=answer, capture_output=True, text=True
@@ -378,7 +492,7 @@ def of_the_end(project, path):
 def model_of(project, path):
     """The names that a result's path has after its stage, without endings."""
     parts = path.relative_to(project.folder / "results").with_suffix("").parts
-    return parts[2:] if parts[0] == "benchmarks" else parts[1:]
+    return parts[2:] if parts[0] in ("benchmarks", "settings") else parts[1:]
 
 
 @pytest.fixture
@@ -411,10 +525,11 @@ def test_a_comment_reruns_nothing(project, code):
     ],
 )
 def test_a_steps_new_version_reruns_it_and_what_follows(project, code, stage, untouched):
-    module = code / "workflow" / "vecsweep" / "__init__.py"
-    text = module.read_text()
-    assert text.count(f'"{stage}": ') == 1
-    module.write_text(text.replace(f'"{stage}": ', f'"{stage}": 1000 + '))
+    module = code / "workflow" / "vecsweep" / "layout.py"
+    row = re.compile(rf'(Stage\(\s+"{stage}",.*?\n\s+)((?:in|out)puts=)', re.DOTALL)
+    text, count = row.subn(r"\1version=1001, \2", module.read_text(), count=1)
+    assert count == 1
+    module.write_text(text)
     outputs, every = pending(project)
     found = {stage_of(output) for output in outputs}
     everything = {stage_of(output) for output in every}
@@ -499,7 +614,7 @@ def test_bad_models_and_tasks_fail_alone(project):
     )
     left = finished(project)
     assert {path: left.get(path) for path in before} == before
-    assert all("benchmarks" in path.parts for path in left.keys() - before.keys())
+    assert all({"benchmarks", "settings"} & {*path.parts} for path in left.keys() - before.keys())
     # The good part of the grid still stands.
     assert pending(project)[0] == set()
 

@@ -5,9 +5,14 @@ def cell_of(wildcards):
     return Cell(*(getattr(wildcards, part, "") for part in Cell._fields))
 
 
+def said(stage, model, task="", layers=""):
+    """A job's message."""
+    return f"{model}: {stage.name}" + f" of {task}" * bool(task) + f" {layers}" * bool(layers)
+
+
 for stage in ROWS:
     place = "/".join((stage.name, *(f"{{{part}}}" for part in stage.parts)))
-    words = " ".join(f"{{wildcards.{part}}}" for part in stage.parts[1:])
+    words = [f"{{wildcards.{part}}}" for part in stage.parts]
 
     rule:
         name:
@@ -29,7 +34,7 @@ for stage in ROWS:
         params:
             command=lambda wildcards, stage=stage: command(stage, [cell_of(wildcards)]),
         message:
-            f"{{wildcards.model}}: {stage.name} {words}".rstrip()
+            said(stage, *words)
         shell:
             "python -m vecsweep {params.command} 2> {log}"
 
@@ -61,6 +66,6 @@ for model, by_stage in GROUPS.items():
                     params:
                         command=command(stage, cells),
                     message:
-                        f"{model}: {stage.name} {', '.join(members)} {layers}".rstrip()
+                        said(stage, model, ", ".join(members), layers)
                     shell:
                         "python -m vecsweep {params.command} 2> {log}"
