@@ -102,8 +102,11 @@ def stage_of(output):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder with weights, tasks and finished results, and a copy of the workflow's code."""
-    folder = tmp_path_factory.mktemp("project")
-    code = tmp_path_factory.mktemp("code")
+    # A path with spaces, as people's own folders have.
+    folder = tmp_path_factory.mktemp("project") / "a folder" / "with space"
+    code = tmp_path_factory.mktemp("code") / "a checkout" / "with space"
+    folder.mkdir(parents=True)
+    code.mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in CODE:
         if (REPO / name).is_dir() and not (REPO / name).is_symlink():

@@ -84,9 +84,9 @@ def copy_of_the_code(folder):
             shutil.copytree(REPO / name, folder / name, ignore=ignored)
         else:
             shutil.copy(REPO / name, folder / name, follow_symlinks=False)
-    site = folder / "workflow" / "profiles" / "slurm" / "site.yaml"
-    assert yaml.safe_load(site.read_text()).keys() == SITE.keys()
-    site.write_text(yaml.safe_dump(SITE))
+    example = folder / "workflow" / "profiles" / "slurm" / "site.example.yaml"
+    assert yaml.safe_load(example.read_text()).keys() == SITE.keys()
+    example.with_name("site.yaml").write_text(yaml.safe_dump(SITE))
 
 
 class Project:

@@ -110,7 +110,7 @@ def test_snakemake_killed_and_resumed(fault):
     again = fault.slurm(END)
     assert again.returncode and "has been submitted" not in again.stdout
     done = subprocess.run(
-        [sys.executable, "-m", "vecsweep.tools.resume", *fault.command(*RUN[2:], END)[3:]],
+        [sys.executable, "-m", "vecsweep", "resume", *fault.command(*RUN[2:], END)[3:]],
         cwd=fault.folder,
         env=fault.cluster.environment | {"PYTHONPATH": str(fault.folder / "workflow")},
         capture_output=True,

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 
 def tool(project, name, *options, config=None, answer=""):
-    """`python -m vecsweep.NAME` in the project's folder: its process."""
+    """`vecsweep NAME` in the project's folder: its process."""
     (project.folder / "tool.yaml").write_text(yaml.safe_dump(config or project.config))
     done = subprocess.run(
-        [sys.executable, "-m", f"vecsweep.{name}", "--configfile", "tool.yaml", *options],
+        [sys.executable, "-m", "vecsweep", name, "--configfile", "tool.yaml", *options],
         cwd=project.folder,
         env=project.cluster.environment | {"PYTHONPATH": str(project.folder / "workflow")},
         input=answer,

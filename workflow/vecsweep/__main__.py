@@ -72,7 +72,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         epilog="\n".join(["stages, which the workflow runs:", *listed, "", "tools:", *tools]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(
+        prog="vecsweep", dest="command", required=True, metavar="", help=argparse.SUPPRESS
+    )
     for name in (*STAGES, *TOOLS):
         known = commands.add_parser(
             name,

@@ -1,6 +1,6 @@
 """Rebuild the tasks' data, byte for byte: every CSV and words.txt of this folder.
 
-    python -m vecsweep.tools.build --npm DIR/node_modules [--out DIR]
+    vecsweep build --npm DIR/node_modules [--out DIR]
 
 The workflow reads the committed files. This script, and the packages that it needs, are for who
 wants to change or check them:
@@ -16,7 +16,6 @@ packages; `corrections.py` says where a package is wrong, out of date, or where 
 (`first|second`; demonstrations show the first).
 """
 
-import argparse
 import csv
 import gzip
 import importlib.resources
@@ -500,15 +499,17 @@ def write_rows(rows, path: Path):
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Rebuild the tasks' data files.")
+def arguments(parser):
     parser.add_argument(
         "--npm", type=Path, default=Path("node_modules"), help="folder of the unpacked npm packages"
     )
     parser.add_argument(
-        "--out", type=Path, default=HERE, help="where to write (default: beside this script)"
+        "--out", type=Path, default=HERE, help="where to write [the package's own tasks]"
     )
-    args = parser.parse_args()
+
+
+def run(args):
+    """Write every CSV and words.txt."""
     args.out.mkdir(parents=True, exist_ok=True)
     tasks = {task.__name__: task(args.npm) for task in TASKS}
     for name, rows in tasks.items():
@@ -517,7 +518,3 @@ def main():
     (args.out / "words.txt").write_text(
         "\n".join(words(args.npm, tasks)) + "\n", encoding="utf-8", newline="\n"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,155 @@
+"""The command `vecsweep`: a stage by hand, as the workflow's rules run it, or a tool."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from vecsweep import Problem
+from vecsweep.layout import STAGES, Stage
+from vecsweep.tools import TOOLS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a stage or tool, or several stages with `--and` between them that share a loaded model.
+
+    Bad input gives one line on stderr and exit code 1, no traceback.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    ends = [i for i, word in enumerate(argv) if word == "--and"] + [len(argv)]
+    starts = [0, *(end + 1 for end in ends)]
+    jobs = [parsed(argv[start:end]) for start, end in zip(starts, ends)]
+    first = jobs[0]
+    try:
+        if (getattr(first, "shards", 1) > 1 or getattr(first, "offload", False)) and (
+            "RANK" not in os.environ
+        ):
+            from vecsweep.engine import launch, load
+
+            load.check(first.model, first.shards, first.engine, first.offload, first.slices)
+            return launch.ranks(first.shards, argv)
+        return run(jobs)
+    except Problem as problem:
+        print(f"vecsweep {first.command}: {problem}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(jobs: list[argparse.Namespace]) -> int:
+    """Run commands one after another; the exit code of the last."""
+    from vecsweep.engine import gpu
+
+    loaded: dict = {}
+    code = 0
+    try:
+        for args in jobs:
+            args.loaded = loaded
+            code = module_of(args.command).run(args) or 0
+    finally:
+        gpu.report()  # before the error: that is the log's last line
+    return code
+
+
+def module_of(command: str):
+    """The module that runs a command: only that one is imported."""
+    folder = "stages" if command in STAGES else "tools"
+    return importlib.import_module(f"vecsweep.{folder}.{command}")
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The arguments of one command; `rest` holds what a tool passes on to Snakemake."""
+    width = max(map(len, (*STAGES, *TOOLS)))
+    listed = [f"  {name:{width}}  {plain(stage.makes)}" for name, stage in STAGES.items()]
+    tools = [f"  {name:{width}}  {what}" for name, what in TOOLS.items()]
+    parser = argparse.ArgumentParser(
+        prog="vecsweep",
+        description=__doc__,
+        usage="vecsweep COMMAND ... (vecsweep COMMAND --help says what it takes)",
+        epilog="\n".join(["stages, which the workflow runs:", *listed, "", "tools:", *tools]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(
+        prog="vecsweep", dest="command", required=True, metavar="", help=argparse.SUPPRESS
+    )
+    for name in (*STAGES, *TOOLS):
+        known = commands.add_parser(
+            name,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            description=f"Stage {name}: {plain(STAGES[name].makes)}." if name in STAGES else None,
+        )
+        if name not in argv[:1]:
+            continue
+        if name in STAGES:
+            stage_arguments(known, STAGES[name])
+        else:
+            module = module_of(name)
+            known.description = module.__doc__
+            module.arguments(known)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "resume":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    return args
+
+
+def plain(text: str) -> str:
+    return text.replace("`", "")
+
+
+def stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
+    """The options of a stage, from its row: settings, what it reads and writes, how it runs."""
+    parser.add_argument(
+        "--settings", type=settings, required=True, help="a file that the workflow noted, or JSON"
+    )
+    if stage.name == "prompts":
+        parser.add_argument("--task", type=Path, required=True, help="the task's YAML file")
+    if stage.name == "figures":
+        parser.add_argument("--database", type=Path, required=True, help="summary.duckdb")
+    for option, what in stage.inputs.items():
+        if stage.name == "summary":  # the grid says which: thousands of paths do not fit here
+            continue
+        several = "layers" in STAGES[what.stage].parts and "layers" not in stage.parts
+        parser.add_argument(
+            f"--{option}",
+            type=Path,
+            nargs="*" if what.tasks else "+" if several else None,
+            default=[] if what.tasks else None,
+            required=not (what.tasks or what.optional),
+            help=f"{what.output if what.output != 'output' else 'result'} of stage {what.stage}",
+        )
+    if stage.name == "summary":
+        parser.add_argument("--results", type=Path, default=Path("results"), help="[results]")
+        parser.add_argument("--memory", type=int, default=8000, help="MB it may take [8000]")
+    for option, pattern in stage.outputs.items():
+        parser.add_argument(
+            f"--{option}", type=Path, required=True, help=f"to write, as {stage.name}/{pattern}"
+        )
+    if "layers" in stage.parts:
+        parser.add_argument("--first", type=int, required=True, help="first layer, from 0")
+        parser.add_argument("--last", type=int, required=True, help="last layer, inclusive")
+    if stage.runs_model:
+        parser.add_argument("--batch-tokens", type=int, required=True, help="in one forward")
+        parser.add_argument("--shards", type=int, default=1, help="processes of the model [1]")
+        parser.add_argument("--engine", default="auto", help="[auto], single, tensor or zero")
+        parser.add_argument("--offload", action="store_true", help="zero: weights in host memory")
+
+
+def settings(text: str) -> dict:
+    """A stage's settings, from JSON or a file of it."""
+    try:
+        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"no settings in {text}: {error}") from None
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        from vecsweep.engine import launch
+
+        launch.as_rank(main)
+    sys.exit(main())

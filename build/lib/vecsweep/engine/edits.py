@@ -1,0 +1,204 @@
+"""Edits of a sublayer's output, and runs that resume where the edit starts.
+
+The layers below an edit see what they saw in the clean run, so a sweep over start layers runs
+the clean prompt once and, for each start layer, only the blocks from there on.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, DynamicCache
+
+from vecsweep import Problem
+from vecsweep.engine.forward import (
+    equal_length_batches,
+    first,
+    hooks,
+    run_decoder,
+    shared_prefix,
+)
+from vecsweep.engine.load import Engine
+
+# A shorter common beginning is not worth a forward pass of its own.
+SHORTEST_PREFIX = 4
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace the output of a sublayer, or add to it, at some layers.
+
+    `vectors` maps layer -> [variants, d_model]: each variant is one run. `mode` is replace or
+    add, `position` all tokens or the last, `sublayer` ffn or attention. A replaced FFN is not
+    computed. Dropping a sublayer is replacing it by zero.
+    """
+
+    vectors: dict[int, torch.Tensor]
+    mode: str = "replace"
+    position: str = "all"
+    sublayer: str = "ffn"
+
+    @property
+    def variants(self) -> int:
+        return len(next(iter(self.vectors.values())))
+
+
+@contextmanager
+def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
+    """Apply an edit to forwards of [variants * prompts, tokens], variant by variant.
+
+    `has_last` says whether the last token of the prompts is in the pass. Problem if an edited
+    module did not run just once a forward: an edit that fires twice would be applied twice.
+    """
+    if edit.position == "last" and not has_last:
+        yield
+        return
+    handles, patched, count = [], [], dict.fromkeys(edit.vectors, 0)
+
+    def changed(layer, output):
+        count[layer] += 1
+        vector = edit.vectors[layer].to(output).repeat_interleave(prompts, 0)[:, None]
+        shape = output.shape
+        # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
+        output = output.view(len(vector), -1, shape[-1])
+        if edit.position == "last":
+            before, last = output[:, :-1], output[:, -1:]
+            last = vector if edit.mode == "replace" else last + vector
+            output = torch.cat([before, last], 1)
+        else:
+            output = vector.expand_as(output) if edit.mode == "replace" else output + vector
+        return output.reshape(shape)
+
+    def hook(layer):
+        def change(module, args, output):
+            new = changed(layer, first(output))
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return change
+
+    try:
+        for layer in edit.vectors:
+            module = engine.part(layer, edit.sublayer)
+            if edit.sublayer == "ffn" and edit.mode == "replace" and edit.position == "all":
+                # The bypassed and the replaced module hand on a tensor of the right shape.
+                patched.append((module, vars(module).get("forward")))
+                module.forward = lambda x, *args, layer=layer: changed(layer, x)
+                if engine.family.bypass:
+                    inner = engine.part(layer, "bypass")
+                    patched.append((inner, vars(inner).get("forward")))
+                    inner.forward = lambda x: x
+            else:
+                handles.append(module.register_forward_hook(hook(layer)))
+        with hooks(handles):
+            yield
+    finally:
+        for module, own in patched:
+            del module.forward
+            if own is not None:  # DeepSpeed's, on this very module
+                module.forward = own
+    if wrong := [layer for layer, times in count.items() if times != 1]:
+        raise Problem(
+            f"the {edit.sublayer} of layer {wrong[0]} ran {count[wrong[0]]} times in one forward, "
+            "not once; correct the family's row in workflow/vecsweep/engine/families.py"
+        )
+
+
+@dataclass
+class CleanRun:
+    """An unedited run of prompts of one length: what every block was called with.
+
+    `rows` are the prompts' places in the list given; `last` [prompts, d_model] the last block's
+    output at the last token; `calls` and `prefix_calls` (None without a shared beginning) hold
+    each block's arguments.
+    """
+
+    rows: list[int]
+    last: torch.Tensor
+    calls: list
+    prefix_calls: list | None
+
+
+@contextmanager
+def _recorded(engine: Engine):
+    calls: list = []
+
+    def record(module, args, kwargs):
+        calls.append((args, kwargs))
+
+    with hooks([b.register_forward_pre_hook(record, with_kwargs=True) for b in engine.blocks]):
+        yield calls
+
+
+@torch.inference_mode()
+def clean_runs(
+    engine: Engine, prompts: Sequence[Sequence[int]], variants: int
+) -> Iterator[CleanRun]:
+    """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens."""
+    prefix = shared_prefix(prompts)
+    prefix_calls = cache = None
+    if prefix < SHORTEST_PREFIX:
+        prefix = 0
+    else:
+        ids = torch.tensor([list(prompts[0][:prefix])], device=engine.device)
+        with _recorded(engine) as prefix_calls:
+            cache = run_decoder(engine, ids, use_cache=True).past_key_values
+    rests = [list(p[prefix:]) for p in prompts]
+    size = max(1, engine.batch_tokens // max(1, variants))
+    for rows in equal_length_batches([len(r) for r in rests], size):
+        ids = torch.tensor([rests[i] for i in rows], device=engine.device)
+        past = copy.deepcopy(cache)
+        if past is not None:
+            past.batch_repeat_interleave(len(rows))
+        output = []
+        keep = engine.blocks[-1].register_forward_hook(
+            lambda module, args, out, output=output: output.append(first(out)[:, -1])
+        )
+        with _recorded(engine) as calls, hooks([keep]):
+            run_decoder(engine, ids, past, prefix)
+        yield CleanRun(rows, output[0], calls, prefix_calls)
+
+
+@torch.inference_mode()
+def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
+    """The last block's output at the last token under an edit: [variants, prompts, d_model].
+
+    Starts from the clean input of the lowest edited block.
+    """
+    prompts, variants = len(clean.rows), edit.variants
+    cache = None
+    if clean.prefix_calls:
+        cache = DynamicCache(config=engine.model.config)
+        with applied(engine, edit, 1, has_last=False):
+            _run_blocks(engine, clean.prefix_calls, min(edit.vectors), variants, 1, cache)
+        cache.batch_repeat_interleave(prompts)
+    with applied(engine, edit, prompts):
+        hidden = _run_blocks(engine, clean.calls, min(edit.vectors), variants, prompts, cache)
+    return hidden[:, -1].view(variants, prompts, -1)
+
+
+def _run_blocks(engine, calls, start, variants, prompts, cache):
+    """Run the blocks from `start` on, on `variants` copies of the recorded batch."""
+    heads = engine.model.config.num_attention_heads // engine.shards
+
+    def widened(value):
+        if isinstance(value, Cache):
+            return cache
+        if isinstance(value, tuple):
+            return tuple(widened(v) for v in value)
+        # Without padding all rows of a mask are alike; BLOOM's alibi has a row for each head.
+        if torch.is_tensor(value) and value.dim() > 1 and len(value) in (prompts, prompts * heads):
+            return value.repeat(variants, *[1] * (value.dim() - 1))
+        return value
+
+    hidden = None
+    for block, (args, kwargs) in list(zip(engine.blocks, calls))[start:]:
+        args = [widened(value) for value in args]
+        kwargs = {name: widened(value) for name, value in kwargs.items()}
+        if hidden is not None and args:
+            args[0] = hidden
+        elif hidden is not None:
+            kwargs["hidden_states"] = hidden
+        hidden = first(block(*args, **kwargs))
+    return hidden

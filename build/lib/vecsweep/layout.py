@@ -1,0 +1,517 @@
+"""The table of stages: what each one is, once.
+
+Rules, groups, resources, status, prune, plan, the summary and the command line read it. A new stage is a
+row here and a module `stages/NAME.py` with `run(args)`; its rule, its command and the place of its
+results come from the row.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from vecsweep import tasks
+from vecsweep.files import PACKAGE, write_json
+
+# How a model is run. What comes out is the same, so that no finished job runs again for them; table
+# `runs` says what they were. (preshard's slices are cut for them: its row names some.)
+EXECUTION = ("batch_tokens", "shards", "engine", "offload", "preshard", "tasks_per_job")
+
+
+class Cell(NamedTuple):
+    """What one result belongs to: a model, one of its tasks, a block of layers (`0-11`)."""
+
+    model: str = ""
+    task: str = ""
+    layers: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Results of another stage that a stage reads, for the same cell as far as that stage has it.
+
+    A stage that is not cut into layer blocks reads all blocks of one that is. `tasks` gives other
+    tasks than the cell's own; `optional` is a model's config key without which there is no such
+    input, and which is no reason to run again.
+    """
+
+    stage: str
+    output: str = "output"
+    tasks: Callable | None = None
+    optional: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the sweep; its results lie in `results/NAME/`, its settings in `results/settings/`.
+
+    `inputs` and `outputs` map options of its command to files, outputs as patterns with the parts
+    of a `Cell`; an output that ends in / is a folder. `keys` are the config keys that change the
+    result (`models.KEY` is the cell's model's). `tasks` is the config key that lists its tasks.
+    `memory` (MB) and `minutes` of a first attempt: (base, times the weights in GB, at most). Bases
+    hold Python with torch and Snakemake's own 250 MB; the rest is rounded up from benchmark files.
+    """
+
+    name: str
+    makes: str
+    outputs: dict[str, str]
+    inputs: dict[str, Input] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    tasks: str = "tasks"
+    runs_model: bool = False
+    long: bool = False  # each task of a group adds its minutes; the others take seconds a task
+    memory: tuple[int, int, int] = (2000, 0, 2000)
+    minutes: tuple[int, int, int] = (20, 0, 20)
+    environment: str = "engine"  # envs/NAME.yaml
+    version: int = 1  # a changed meaning bumps it, and the stage runs again
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a cell that tell its results apart: of model, task, layers."""
+        pattern = "".join(self.outputs.values())
+        return tuple(part for part in Cell._fields if f"{{{part}}}" in pattern)
+
+    def paths(self, cell: Cell, results="results") -> dict[str, str]:
+        """Option -> path of what a job writes."""
+        return {
+            option: os.path.normpath(f"{results}/{self.name}/{pattern.format(**cell._asdict())}")
+            for option, pattern in self.outputs.items()
+        }
+
+
+def rivals(sweep: "Sweep", task: str) -> list[str]:
+    """The task whose o-vector is a control for another task's: none if the grid has no such."""
+    listed = sweep.config["interventions"]["rivals"]
+    return [name for name in listed if name in sweep.tasks and name != task][:1]
+
+
+def other_domains(sweep: "Sweep", task: str) -> list[str]:
+    """The task of the grid that is out-of-domain for another one: none or one."""
+    return [name for name in sweep.tasks if name == sweep.loaded[task].out_of_domain.get("task")]
+
+
+MODEL = {
+    "model": Input("models", "description"),
+    "readout": Input("models", "readout"),
+}
+ENGINE = MODEL | {"slices": Input("preshard", optional="preshard")}
+PROMPTS = {"prompts": Input("prompts")}
+BLOCK = "{model}/{task}/{layers}.parquet"
+TABLE = "{model}/{task}.parquet"
+TENSORS = "{model}/{task}.safetensors"
+MODEL_RUNS = {"runs_model": True, "memory": (3000, 1500, 500_000)}
+LONG = MODEL_RUNS | {"long": True, "minutes": (120, 20, 1440)}
+SEARCH = ("modes", "scales", "position", "end_depth", "dev_prompts")
+SEARCH_KEYS = tuple(f"interventions.{key}" for key in SEARCH)
+
+ROWS = (
+    Stage(
+        "models",
+        "weights, `model.json`, the readout (final norm and LM head), the vocabulary",
+        outputs={
+            "description": "{model}/model.json",
+            "readout": "{model}/readout.safetensors",
+            "vocabulary": "{model}/vocabulary.parquet",
+        },
+        keys=tuple(
+            f"models.{key}"
+            for key in ("source", "files", "path", "id", "revision", "sha256", "layers", "dtype")
+        ),
+        memory=(3000, 2500, 64_000),  # GGUF files are unpacked in memory, others only pointed to
+        minutes=(30, 5, 720),
+    ),
+    Stage(
+        "preshard",
+        "the slices of a sharded model that each process starts from, where `preshard: true` asks",
+        inputs={"model": MODEL["model"]},
+        outputs={"output": "{model}/"},
+        keys=("models.shards", "models.engine", "models.offload"),
+        minutes=(30, 5, 720),
+        **MODEL_RUNS,
+    ),
+    Stage(
+        "prompts",
+        "abstractive, extractive and novel prompts as token ids, with what was dropped and why",
+        inputs={"model": MODEL["model"]},
+        outputs={"output": TABLE},
+        keys=("tasks.file", "prompts.demonstrations", "prompts.seed", "prompts.max_prompts"),
+    ),
+    Stage(
+        "states",
+        "hidden states of every layer at the last token: mid-block, FFN update, after the block",
+        inputs=ENGINE | PROMPTS,
+        outputs={"output": TENSORS},
+        minutes=(30, 5, 720),
+        **MODEL_RUNS,
+    ),
+    Stage(
+        "lens",
+        "early decoding: rank and probability of argument and answer, top tokens",
+        inputs=MODEL | PROMPTS | {"states": Input("states")},
+        outputs={"output": BLOCK},
+        memory=(2000, 1000, 32_000),  # the readout in float32
+        minutes=(30, 2, 240),
+    ),
+    Stage(
+        "stages",
+        "argument formation, function application and its sublayer, saturation, for each prompt",
+        inputs={"lens": Input("lens")},
+        outputs={"output": TABLE},
+        environment="tables",
+    ),
+    Stage(
+        "ovectors",
+        "FFN updates that turned an argument into its answer, cut from the states",
+        inputs={"readout": MODEL["readout"]}
+        | PROMPTS
+        | {"states": Input("states"), "stages": Input("stages")},
+        outputs={"vectors": TENSORS, "table": TABLE},
+        keys=("ovectors.donors", "prompts.seed"),
+        tasks="interventions.tasks",
+    ),
+    Stage(
+        "interventions",
+        "the search on the dev half: every donor and start layer in novel contexts",
+        inputs=ENGINE | PROMPTS | {"vectors": Input("ovectors", "vectors")},
+        outputs={"output": BLOCK},
+        keys=(*SEARCH_KEYS, "prompts.seed"),
+        tasks="interventions.tasks",
+        **LONG,
+    ),
+    Stage(
+        "selection",
+        "the best setting on the test half, beside its controls and its parts",
+        inputs=ENGINE
+        | PROMPTS
+        | {
+            "vectors": Input("ovectors", "vectors"),
+            "rival": Input("ovectors", "vectors", tasks=rivals),
+            "search": Input("interventions"),
+            "elsewhere": Input("prompts", tasks=other_domains),
+        },
+        outputs={"output": TABLE},
+        keys=(
+            *SEARCH_KEYS,
+            "interventions.test_prompts",
+            "interventions.rivals",
+            "interventions.controls_over_layers",
+            "prompts.seed",
+        ),
+        tasks="interventions.tasks",
+        **LONG,
+    ),
+    Stage(
+        "ablations",
+        "accuracy with FFNs (or attention) removed, abstractive beside extractive",
+        inputs=ENGINE | PROMPTS,
+        outputs={"output": TABLE},
+        keys=("ablations.twins", "ablations.max_prompts", "prompts.seed"),
+        tasks="ablations.tasks",
+        **LONG,
+    ),
+)
+SUMMARY = Stage(
+    "summary",
+    "`results/summary.duckdb` and `results/tables/*.csv`",
+    outputs={"database": "../summary.duckdb", "tables": "../tables/"},
+    inputs={
+        "models": Input("models", "description"),
+        "vocabularies": Input("models", "vocabulary"),
+        "prompts": Input("prompts"),
+        "lens": Input("lens"),
+        "stages": Input("stages"),
+        "ovectors": Input("ovectors", "table"),
+        "interventions": Input("interventions"),
+        "selection": Input("selection"),
+        "ablations": Input("ablations"),
+    },
+    # The grid itself is a setting too: see `Sweep.settings`.
+    keys=("summary.resamples", "lens.top_k"),
+    memory=(8000, 0, 8000),
+    minutes=(120, 0, 120),
+    environment="tables",
+)
+FIGURES = Stage(
+    "figures",
+    "`results/figures/*.svg` and `.png`",
+    outputs={"svg": "{name}.svg", "png": "{name}.png"},
+    environment="tables",
+)
+STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES)}
+# Stages whose results no other one reads.
+ENDS = [
+    stage
+    for stage in ROWS
+    if not any(stage.name == what.stage for other in STAGES.values() for what in other.inputs.values())
+]
+
+
+class Sweep:
+    """The grid of a checked config: its cells, and what each job reads, writes and is told.
+
+    `results` is the folder of the results. Nothing is written.
+    """
+
+    def __init__(self, config: dict, results: str | Path = "results"):
+        self.config, self.results = config, str(results)
+        self.models, self.tasks = list(config["models"]), list(config["tasks"])
+
+    @cached_property
+    def loaded(self) -> dict[str, tasks.Task]:
+        """Every task of the grid, read from its file; Problem at the first mistake."""
+        return {name: tasks.load(self.task_file(name), name) for name in self.tasks}
+
+    def task_file(self, task: str) -> str:
+        """A task's YAML file, relative to this folder where it is the packaged one."""
+        own = self.config["tasks"][task].get("file")
+        return own or os.path.relpath(PACKAGE / "tasks" / f"{task}.yaml")
+
+    def tasks_of(self, stage: Stage) -> list[str]:
+        """The tasks that a stage has jobs for, in the config's order."""
+        if "task" not in stage.parts:
+            return [""]
+        return self.listed(stage.tasks)
+
+    def listed(self, key: str) -> list[str]:
+        """The tasks that a config key lists; null means all."""
+        if key == "tasks":
+            return self.tasks
+        section, name = key.split(".")
+        names = self.config[section][name]
+        return [task for task in self.tasks if names is None or task in names]
+
+    def blocks(self, model: str) -> list[str]:
+        """The first-last layers that one job takes, e.g. ["0-11", "12-17"]."""
+        return blocks(*self._cut(model))
+
+    def _cut(self, model):
+        return [self.config["models"][model][key] for key in ("layers", "layers_per_job")]
+
+    def cells(self, stage: Stage, model: str | None = None) -> list[Cell]:
+        """The cells of a stage, of one model or of all."""
+        if not stage.parts:
+            return [Cell()]
+        wanted = [
+            name
+            for name in self.models
+            if stage.name != "preshard" or self.config["models"][name]["preshard"]
+        ]
+        return [
+            Cell(name, task, layers)
+            for name in wanted
+            if model in (None, name)
+            for task in self.tasks_of(stage)
+            for layers in (self.blocks(name) if "layers" in stage.parts else [""])
+        ]
+
+    def jobs(self) -> Iterator[tuple[Stage, Cell]]:
+        """Every cell of the grid, stage by stage."""
+        for stage in ROWS:
+            for cell in self.cells(stage):
+                yield stage, cell
+
+    def outputs(self, stage: Stage, cell: Cell) -> dict[str, str]:
+        """Option -> path of what a job writes."""
+        return stage.paths(cell, self.results)
+
+    def inputs(self, stage: Stage, cell: Cell) -> dict[str, list[str]]:
+        """Option -> paths of what a job reads, its settings first.
+
+        An optional input only if the job is to run anyway: it is no reason to.
+        """
+        found = self._needed(stage, cell)
+        for option, what in stage.inputs.items():
+            if what.optional and self.config["models"][cell.model][what.optional]:
+                if (stage.name, cell) in self._outdated:
+                    found[option] = self._results(what, cell)
+        return found
+
+    def _needed(self, stage, cell):
+        found = {"settings": [self.settings_file(stage, cell)]}
+        if stage.name == "prompts":
+            found["task"] = [self.task_file(cell.task)]
+        return found | {
+            option: self._results(what, cell)
+            for option, what in stage.inputs.items()
+            if not what.optional
+        }
+
+    def _results(self, what, cell):
+        stage = STAGES[what.stage]
+        return [self.outputs(stage, source)[what.output] for source in self.sources(what, cell)]
+
+    def sources(self, what: Input, cell: Cell) -> list[Cell]:
+        """The cells of another stage that an input of this cell comes from."""
+        stage = STAGES[what.stage]
+        if not cell.model:
+            return self.cells(stage)
+        if "task" not in stage.parts:
+            return [Cell(cell.model)]
+        names = what.tasks(self, cell.task) if what.tasks else [cell.task]
+        layers = [""]
+        if "layers" in stage.parts:
+            layers = [cell.layers] if cell.layers else self.blocks(cell.model)
+        return [Cell(cell.model, name, block) for name in names for block in layers]
+
+    def data(self, stage: Stage, cell: Cell) -> list[str]:
+        """Files that a job reads through another one: the rows of a task."""
+        return [self.loaded[cell.task].data] if stage.name == "prompts" else []
+
+    def settings_file(self, stage: Stage, cell: Cell) -> str:
+        """Where a cell's settings are noted: all blocks of a task share them."""
+        parts = [stage.name, *(part for part in cell[:2] if part)]
+        return f"{self.results}/settings/{'/'.join(parts)}.json"
+
+    def settings(self, stage: Stage, cell: Cell) -> dict:
+        """What changes a cell's result, and nothing else: the stage's version, its config keys.
+
+        Keys are named by their last word. The summary's are the grid too: each model's number of
+        layers, and of layers in a block.
+        """
+        found = {"stage": stage.name, "version": stage.version}
+        found |= {part: value for part, value in zip(("model", "task"), cell) if value}
+        for key in stage.keys:
+            found[key.split(".")[-1]] = self._setting(key, cell)
+        if stage is SUMMARY:
+            found["grid"] = {model: self._cut(model) for model in sorted(self.models)}
+            found["tasks"] = {
+                "all": self.tasks,
+                "injected": self.listed("interventions.tasks"),
+                "ablated": self.listed("ablations.tasks"),
+            }
+        return found
+
+    def _setting(self, key, cell):
+        section, name = key.split(".")
+        if key == "ablations.twins":
+            return cell.task in self.listed(key)
+        if key == "interventions.controls_over_layers":
+            return cell.task == self.config[section][name]
+        if key == "interventions.rivals":
+            return rivals(self, cell.task)
+        if section == "models":
+            return self.config["models"][cell.model].get(name)
+        if section == "tasks":
+            return self.config["tasks"][cell.task].get(name)
+        if section == "prompts" and cell.task:
+            return self.config["tasks"][cell.task].get(name, self.config["prompts"][name])
+        return self.config[section][name]
+
+    def all_settings(self) -> dict[str, dict]:
+        """Settings file -> settings, of every cell and the summary."""
+        return {
+            self.settings_file(stage, cell): self.settings(stage, cell)
+            for stage in (*ROWS, SUMMARY)
+            for cell in self.cells(stage)
+        }
+
+    def command(self, stage: Stage, cell: Cell) -> list[str]:
+        """The words behind `vecsweep` that make a cell's results."""
+        # Not from their file: it might be another one's by the time that the job starts.
+        words = [stage.name, "--settings", json.dumps(self.settings(stage, cell), sort_keys=True)]
+        named = self.inputs(stage, cell) | self.outputs(stage, cell)
+        del named["settings"]
+        for option, paths in named.items():
+            paths = [paths] if isinstance(paths, str) else paths
+            words += [f"--{option}", *paths] if paths else []
+        if cell.layers:
+            first, last = cell.layers.split("-")
+            words += ["--first", first, "--last", last]
+        if stage.runs_model:
+            model = self.config["models"][cell.model]
+            for option in ("batch_tokens", "shards", "engine"):
+                words += [f"--{option.replace('_', '-')}", str(model[option])]
+            words += ["--offload"] * model["offload"]
+        return words
+
+    @cached_property
+    def _outdated(self) -> set[tuple[str, Cell]]:
+        """(stage, cell) of every result that is missing, older than what it is made of, or about to be.
+
+        As Snakemake will see it, or more: it compares small files by content too.
+        """
+        found: set[tuple[str, Cell]] = set()
+        for stage, cell in self.jobs():
+            needed = [path for paths in self._needed(stage, cell).values() for path in paths]
+            changed = read_note(needed[0]) != self.settings(stage, cell)
+            before = (
+                (what.stage, source) in found
+                for what in stage.inputs.values()
+                if not what.optional
+                for source in self.sources(what, cell)
+            )
+            written = list(self.outputs(stage, cell).values())
+            if changed or any(before) or older(written, needed + self.data(stage, cell)):
+                found.add((stage.name, cell))
+        return found
+
+    def groups(self, model: str) -> dict[str, list[list[str]]]:
+        """Stage -> lists of tasks that one job of a model takes together, by its `tasks_per_job`.
+
+        Only of tasks that are to run: what is finished is in no group, and does not run again.
+        """
+        size = self.config["models"][model]["tasks_per_job"]
+        outdated = {(stage, cell.task) for stage, cell in self._outdated if cell.model == model}
+        found = {}
+        for stage in ROWS:
+            if "task" in stage.parts:
+                tasks = [name for name in self.tasks_of(stage) if (stage.name, name) in outdated]
+                chunks = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+                found[stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
+        return found
+
+
+def blocks(layers: int, size: int) -> list[str]:
+    """The first-last layers of blocks of `size` layers, e.g. ["0-11", "12-17"]."""
+    return [f"{first}-{min(first + size, layers) - 1}" for first in range(0, layers, size)]
+
+
+def note(files: dict[str, dict]) -> dict[str, tuple[bytes, int] | None]:
+    """Write settings files, as JSON with keys in order; those that say the same are left alone.
+
+    They are inputs of the jobs: a job runs again when its own settings changed. Gives what was
+    there before in each file that is written, and its time, for `restore`.
+    """
+    before: dict[str, tuple[bytes, int] | None] = {}
+    for path, settings in files.items():
+        if read_note(path) != settings:
+            old = Path(path)
+            before[path] = (old.read_bytes(), old.stat().st_mtime_ns) if old.exists() else None
+            write_json(dict(sorted(settings.items())), path)
+    return before
+
+
+def restore(before: dict[str, tuple[bytes, int] | None]) -> None:
+    """Undo what `note` wrote: a dry run leaves no trace."""
+    for path, content in before.items():
+        if content is None:
+            Path(path).unlink(missing_ok=True)
+        else:
+            Path(path).write_bytes(content[0])
+            os.utime(path, ns=(content[1], content[1]))
+
+
+def read_note(path: str | Path) -> dict | None:
+    """Settings as they were noted; None if they were not, or cannot be read."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def older(outputs: list[str], inputs: list[str]) -> bool:
+    """Whether an output is missing or older than one of the inputs that are there."""
+    try:
+        oldest = min(os.stat(path).st_mtime for path in outputs)
+    except OSError:
+        return True
+    return any(os.path.exists(path) and os.stat(path).st_mtime > oldest for path in inputs)
+
+
+def one_of(names) -> str:
+    """A regular expression: one of these names, or none if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"

@@ -1,0 +1,76 @@
+"""Parts of an o-vector: its largest neurons, its largest directions."""
+
+import torch
+
+from vecsweep.engine.forward import first, hooks, last_token_states
+from vecsweep.engine.load import Engine
+from vecsweep.engine.plans import Plan, named
+from vecsweep.methods.setting import Setting
+from vecsweep.tasks.rows import kept_rows
+
+PARTS = (1, 10, 100)  # neurons or directions kept; the whole vector is the o-vector itself
+
+
+def largest(setting: Setting) -> list[Plan]:
+    """Plans with the K largest parts of a donor's o-vector, in two bases.
+
+    Neurons: the vector is a sum over the FFN's inner neurons (activation times output weights);
+    kept are those with the largest share of its squared length. Directions: the singular
+    directions of all eligible o-vectors of the task, largest first. The mean of the donors has no
+    neurons: where it was chosen, the first donor is taken apart.
+    """
+    index = next(i for i in (setting.index, *range(len(setting.donors))) if setting.donors[i][0] is not None)
+    (donor, layer), vector = setting.donors[index], setting.vectors[index]
+    rows = kept_rows(setting.prompts, ("abstractive",))
+    row = next(r for r in rows if r["prompt_id"] == donor)
+    found = []
+    shares, constant = neuron_parts(setting.engine, layer, row["token_ids"])
+    if shares is not None:
+        order = (shares @ vector).argsort(descending=True)
+        found += [
+            (f"neurons_{word}", shares[order[:k]].sum(0) + constant) for k, word in counts(len(order))
+        ]
+    for k, word in counts(len(setting.directions)):
+        basis = setting.directions[:k]
+        found.append((f"directions_{word}", vector @ basis.T @ basis))
+    return [
+        setting.plan(kept[None], [named(control, layer, donor=donor)]) for control, kept in found
+    ]
+
+
+def counts(size: int) -> list[tuple[int, int | str]]:
+    """(parts to keep, how they are called) of `size` parts."""
+    return [*((k, k) for k in PARTS if k < size), (size, "all")]
+
+
+def neuron_parts(engine: Engine, layer: int, ids: list[int]):
+    """(parts [neurons, d_model], constant [d_model]) that sum to the FFN update at the last token.
+
+    A part is a neuron's activation times its output weights; a norm behind the FFN (Gemma) only
+    scales each component, which is applied to the parts; the constant is the output bias.
+    (None, None) for a family that names no output matrix.
+    """
+    if not engine.family.down:
+        return None, None
+    seen = {}
+
+    def inside(module, args, output):
+        seen["activation"] = args[0].reshape(-1, args[0].shape[-1])[-1].float()
+        seen["sum"] = first(output).reshape(-1, output.shape[-1])[-1].float()
+        # GPT-2's Conv1D keeps its weight as [in, out], Linear as [out, in]. Copied, and before
+        # any other hook: ZeRO-3 has gathered it for this forward and its own hook drops it.
+        weight = module.weight.detach()
+        seen["weight"] = (weight if hasattr(module, "nx") else weight.T).float().clone()
+
+    down = engine.part(layer, "down")
+    with hooks([down.register_forward_hook(inside, prepend=True)]):
+        update = last_token_states(engine, [[ids]])[f"ffn_out.{layer:02d}"][0].float()
+    with torch.inference_mode():
+        shares = (seen["activation"][:, None] * seen["weight"]).cpu()
+    if engine.shards > 1:  # each rank has its own neurons
+        gathered = [None] * engine.shards
+        torch.distributed.all_gather_object(gathered, shares)
+        shares = torch.cat(gathered)
+    if engine.family.ffn_scaled:
+        return shares * (update / seen["sum"].cpu()), torch.zeros_like(update)
+    return shares, update - shares.sum(0)

@@ -1,0 +1,107 @@
+-- The tables of summary.duckdb. $name stands for an explicit list of Parquet files.
+CREATE TABLE models AS
+SELECT model, family, layers, d_model, vocabulary, parameters, parallel_blocks, dtype, source,
+       revision, sha256
+FROM read_json($models);
+
+CREATE TABLE prompts AS
+SELECT p.model, p.task, p.prompt_set, prompt_id, "group", out_of_domain, argument, answer,
+       demonstrations, text,
+       argument_token, answer_tokens, argument_length, answer_length, first_token_letters,
+       split, pattern != 'incorrect' AS correct, stratum, dropped
+FROM read_parquet($prompts) AS p
+LEFT JOIN read_parquet($stages) USING (model, task, prompt_set, prompt_id);
+
+CREATE TABLE tasks AS
+SELECT DISTINCT task, title, kind, list_contains($injected, task) AS injected
+FROM read_parquet($prompts);
+
+CREATE TABLE stages AS
+SELECT * FROM read_parquet($stages);
+
+CREATE TABLE lens AS
+SELECT model, task, prompt_set, prompt_id, layer, site,
+       unnest(['argument', 'answer']) AS target,
+       unnest([argument_token, answer_token]) AS token_id,
+       unnest([argument_rank, answer_rank]) AS rank,
+       1 / (1 + rank::FLOAT) AS reciprocal_rank,
+       unnest([argument_probability, answer_probability]) AS probability
+FROM read_parquet($lens);
+
+CREATE TABLE vocabularies AS
+SELECT * FROM read_parquet($vocabularies);
+
+CREATE TABLE top_tokens AS
+SELECT model, task, prompt_set, prompt_id, layer, site, position, token_id, token, probability
+FROM (
+    SELECT model, task, prompt_set, prompt_id, layer, site,
+           (generate_subscripts(top_token, 1) - 1)::TINYINT AS position,
+           unnest(top_token) AS token_id,
+           unnest(top_probability) AS probability
+    FROM read_parquet($lens)
+) LEFT JOIN vocabularies USING (model, token_id);  -- padded vocabularies have tokens without text
+
+CREATE TABLE ovectors AS
+SELECT model, task, donor, layer, norm, cosine_to_mean, argument, answer, promoted, demoted
+FROM read_parquet($ovectors);
+
+CREATE TABLE interventions AS
+SELECT model, task, ovector_task, donor, source_layer, start_layer, end_layer, mode, position,
+       scale, control, domain, split, prompt_id,
+       unnest(['argument', 'answer']) AS target,
+       unnest([argument_rank_before, answer_rank_before]) AS rank_before,
+       unnest([argument_rank_after, answer_rank_after]) AS rank_after,
+       top_before, top_after
+FROM read_parquet($interventions);
+
+CREATE TABLE ablations AS
+SELECT * FROM read_parquet($ablations);
+
+-- A prompt under an intervention, judged. No effect: the top token is the one of the clean run.
+-- Error classes of prompts whose answer is not on top: the argument is on top (stays); the first
+-- token of another answer is, of the prompt's task or of the o-vector's (other_answer); anything
+-- else is (other). Control `mean`: the mean of the donors, where it was not the chosen vector.
+CREATE VIEW outcomes AS
+WITH answers AS (
+    SELECT model, task, list_distinct(flatten(list(answer_tokens))) AS tokens
+    FROM prompts
+    WHERE prompt_set = 'novel' AND answer_tokens IS NOT NULL
+    GROUP BY ALL
+)
+SELECT i.* EXCLUDE (target, rank_before, rank_after)
+           REPLACE (if(control = 'donor' AND donor = -1, 'mean', control) AS control),
+       1 / (1 + rank_before) AS reciprocal_rank_before,
+       1 / (1 + rank_after) AS reciprocal_rank_after,
+       (rank_before = 0)::INT AS top_1_before,
+       (rank_after = 0)::INT AS top_1,
+       (rank_after < 5)::INT AS top_5,
+       (rank_after < 10)::INT AS top_10,
+       (top_after = top_before)::INT AS no_effect,
+       (rank_after > 0 AND top_after = argument_token)::INT AS argument_stays,
+       (rank_after > 0 AND top_after != argument_token
+        AND list_contains(tokens || own_tokens, top_after))::INT AS other_answer,
+       (rank_after > 0 AND top_after != argument_token
+        AND NOT list_contains(tokens || own_tokens, top_after))::INT AS other
+FROM interventions AS i
+JOIN (SELECT model, task, prompt_id, argument_token FROM prompts WHERE prompt_set = 'novel')
+    USING (model, task, prompt_id)
+JOIN answers USING (model, task)
+JOIN (SELECT model, task AS ovector_task, tokens AS own_tokens FROM answers)
+    USING (model, ovector_task)
+WHERE target = 'answer';
+
+-- The setting that was best on dev for every model and task: one row each.
+CREATE TABLE chosen AS
+SELECT DISTINCT model, ovector_task AS task, donor, source_layer, start_layer, end_layer, mode,
+       position, scale
+FROM interventions AS i
+WHERE control = 'o-vector' AND split = 'test'
+  AND start_layer = (SELECT any_value(start_layer) FROM interventions AS j
+                     WHERE (j.model, j.ovector_task) = (i.model, i.ovector_task)
+                       AND j.control = 'difference_once');
+
+-- 95 % Wilson score interval of a share p of n.
+CREATE MACRO wilson_low(p, n) AS
+    (p + 1.9208 / n - 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n))) / (1 + 3.8416 / n);
+CREATE MACRO wilson_high(p, n) AS
+    (p + 1.9208 / n + 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n))) / (1 + 3.8416 / n);

@@ -1,0 +1,123 @@
+"""Stage `ablations`: accuracy with sublayers removed, abstractive beside extractive (Figure 7)."""
+
+import math
+import random
+
+import torch
+
+from vecsweep import tables
+from vecsweep.engine.edits import Edit, clean_runs, resume
+from vecsweep.engine.forward import equal_length_batches, first, hooks, run_decoder
+from vecsweep.engine.plans import decoded
+from vecsweep.engine.readout import target_tokens
+from vecsweep.engine.running import how_it_ran, load_engine, progress_line
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, capped, kept_rows, prompt_groups
+
+STEPS = 6
+# (sublayer, value it is replaced by, which layers go first)
+PAPER = ("ffn", "zero", "top")
+TWINS = (
+    ("attention", "zero", "top"),
+    ("ffn", "zero", "bottom"),
+    ("ffn", "zero", "random"),
+    ("ffn", "mean", "top"),
+)
+
+
+def run(args):
+    """Write table `ablations`: a row for each prompt, kind of removal and step."""
+    rows = []
+    for prompt_set in CAPTURED:
+        kept = kept_rows(args.prompts, (prompt_set,))
+        rows += capped(kept, args.settings["max_prompts"], args.settings["seed"])
+    engine, readout, description = load_engine(args, rows[0]["token_ids"])
+    kinds = (PAPER, *TWINS) if args.settings["twins"] else (PAPER,)
+    outcomes = ablate(engine, readout, rows, kinds, args.settings["seed"])
+    if not engine.leader:
+        return
+    for outcome in outcomes:
+        outcome["model"] = description["model"]
+    notes = {"step_version": STAGES["ablations"].version} | how_it_ran(args, engine)
+    tables.write("ablations", outcomes, args.output, notes)
+
+
+def removed_layers(layers: int, step: int, order: str, seed: int) -> list[int]:
+    """The `ceil(step * layers / 6)` layers removed at a step, of 0..6.
+
+    From the top down, from the bottom up, or in one seeded random order for all steps.
+    """
+    sequence = list(range(layers))
+    if order == "top":
+        sequence.reverse()
+    elif order == "random":
+        random.Random(f"{seed} ablations").shuffle(sequence)
+    return sorted(sequence[: math.ceil(step * layers / STEPS)])
+
+
+def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
+    """An outcome for each prompt (both sets), kind and step; step 0 is the clean run."""
+    layers, d_model = len(engine.blocks), engine.model.config.hidden_size
+    means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else None
+    zero = torch.zeros(1, d_model)
+    progress = progress_line(len(rows), engine.leader)
+
+    def pieces():
+        offset = 0
+        for group in prompt_groups(rows):
+            members = rows[offset : offset + len(group)]
+            offset += len(group)
+            targets = target_tokens(members)
+            for clean in clean_runs(engine, group, 1):
+                chosen = [members[i] for i in clean.rows]
+                tokens = [t[clean.rows] for t in targets]
+                for kind in kinds:
+                    sublayer, value, order = kind
+                    for step in range(STEPS + 1):
+                        removed = removed_layers(layers, step, order, seed)
+                        state = clean.last
+                        if removed:
+                            vectors = {i: means[i] if value == "mean" else zero for i in removed}
+                            state = resume(engine, clean, Edit(vectors, sublayer=sublayer))[0]
+                        yield state, tokens, (chosen, kind, step, len(removed))
+                progress(len(chosen), sum(len(row["token_ids"]) for row in chosen))
+
+    return [
+        {key: row[key] for key in ("task", "prompt_set", "prompt_id")}
+        | {
+            "sublayer": kind[0],
+            "value": kind[1],
+            "order": kind[2],
+            "step": step,
+            "removed_layers": removed,
+            "fraction": removed / layers,
+            "rank": rank,
+            "correct": rank == 0,
+        }
+        for (chosen, kind, step, removed), ranks, _ in decoded(readout, pieces())
+        for row, (_, rank) in zip(chosen, ranks)
+    ]
+
+
+def mean_updates(engine, rows: list[dict]) -> dict:
+    """layer -> FFN update [1, d_model] averaged over all tokens of all prompts of both sets."""
+    sums, count = {}, 0
+
+    def add(layer):
+        def hook(module, args, output):
+            total = first(output).float().flatten(0, -2).sum(0, keepdim=True).cpu()
+            sums[layer] = sums.get(layer, 0) + total
+
+        return hook
+
+    prompts = [row["token_ids"] for row in rows]
+    handles = [
+        engine.part(layer, "ffn").register_forward_hook(add(layer))
+        for layer in range(len(engine.blocks))
+    ]
+    with hooks(handles), torch.inference_mode():
+        for batch in equal_length_batches([len(p) for p in prompts], engine.batch_tokens):
+            ids = torch.tensor([prompts[i] for i in batch], device=engine.device)
+            run_decoder(engine, ids)
+            count += ids.numel()
+    return {layer: total / count for layer, total in sums.items()}

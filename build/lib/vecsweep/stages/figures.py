@@ -1,0 +1,3 @@
+"""Stage `figures`."""
+
+from vecsweep.figures import run  # noqa: F401

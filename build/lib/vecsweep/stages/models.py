@@ -1,0 +1,152 @@
+"""Stage `models`: bring a model here once, and write down what it is.
+
+Writes `model.json` (family, sizes, where the weights are), `readout.safetensors` (final norm and
+LM head) and `vocabulary.parquet` (each token's text), so that decoding a state needs no model.
+"""
+
+import os
+from pathlib import Path
+
+from vecsweep import Problem, tables
+from vecsweep.engine import sources
+from vecsweep.files import write_json, write_tensors
+from vecsweep.layout import STAGES
+
+
+def run(args):
+    """Bring the model of `args.settings` to `args.description`'s folder and describe it."""
+    config = args.settings
+    name = config["model"]
+    folder, revision, sha256 = fetch(name, config, args.description.parent)
+    skeleton = meta_model(name, folder)
+    description = describe(name, config, skeleton, folder)
+    description |= {"revision": revision, "sha256": sha256}
+    # Resolved, since the results may stand behind a link.
+    beside = args.description.parent.resolve()
+    description["weights"] = os.path.relpath(folder.resolve(), beside)
+    if config["source"] == "hub":
+        description["weights"] = str(folder)
+    tensors, notes = readout_parts(name, skeleton, folder)
+    write_tensors(tensors, args.readout, notes)
+    tables.write("vocabulary", vocabulary(name, folder), args.vocabulary)
+    write_json(description, args.description)
+
+
+def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str | None]:
+    """(folder with the weights, hub revision, sha256 of the weight files) of a configured model."""
+    kind, expected = config["source"], config.get("sha256")
+    if kind == "hub":
+        folder = sources.hub_snapshot(name, config)
+        if expected:
+            sources.check_sha256(name, sorted(folder.glob("*.safetensors")), expected)
+        return folder, config["revision"], expected
+    if kind == "package":
+        files = sources.package_files(name, config)
+        sources.check_sha256(name, files, expected)
+        sources.convert_gguf(files, target / "weights")
+        return target / "weights", None, expected
+    folder = sources.local_folder(name, config)
+    files = sorted(folder.glob("*.safetensors"))
+    if expected:
+        sources.check_sha256(name, files, expected)
+    return folder, None, expected or sources.sha256(files)
+
+
+def meta_model(name: str, folder: Path):
+    """The model of `folder` with all parameters on the meta device: structure, no weights."""
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config).eval()
+    except Exception as error:  # a bad value raises transformers' own
+        reason = " ".join(str(error).split())
+        raise Problem(
+            f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: {reason}"
+        ) from error
+
+
+def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
+    """What later stages and the tables need to know of a model (table `models` of the summary)."""
+    from vecsweep.engine.families import family_of, is_parallel, module_at
+
+    family = family_of(skeleton)
+    layers = len(module_at(skeleton, family.blocks))
+    if layers != config["layers"]:
+        raise Problem(
+            f"model '{name}': config says layers: {config['layers']}, the model has {layers}; "
+            f"write layers: {layers}"
+        )
+    return {
+        "model": name,
+        "family": skeleton.config.model_type,
+        "parallel_blocks": is_parallel(family, skeleton.config),
+        "layers": layers,
+        "d_model": module_at(skeleton, family.embedding).embedding_dim,
+        "vocabulary": len(tokenizer_of(name, folder)),
+        "parameters": sum(p.numel() for p in skeleton.parameters()),
+        "context": getattr(skeleton.config, "max_position_embeddings", None),
+        "dtype": config["dtype"],
+        "source": config["source"],
+        "step_version": STAGES["models"].version,
+    }
+
+
+def tokenizer_of(name: str, folder: Path):
+    """The model's tokenizer."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers each raise their own
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise Problem(f"model '{name}': no tokenizer in {folder}: {reason}") from error
+
+
+def vocabulary(name: str, folder: Path):
+    """A pyarrow table: the text of every token, columns model, token_id, token."""
+    import pyarrow as pa
+
+    tokenizer = tokenizer_of(name, folder)
+    ids = list(range(len(tokenizer)))
+    text = tokenizer.batch_decode([[token] for token in ids])
+    columns = {"model": [name] * len(ids), "token_id": pa.array(ids, pa.int32()), "token": text}
+    return pa.table(columns)
+
+
+def readout_parts(name: str, skeleton, folder: Path) -> tuple[dict, dict]:
+    """(tensors, notes) of the final norm and LM head, read from the safetensors files alone.
+
+    Tensors: `norm.weight` [d_model], `norm.bias` if any, `head.weight` [vocabulary, d_model],
+    `head.bias` if any. Notes: norm kind (layer or rms) and its eps.
+    """
+    import torch
+
+    from vecsweep.engine.checkpoint import Checkpoint
+    from vecsweep.engine.families import family_of, module_at
+
+    family = family_of(skeleton)
+    norm = module_at(skeleton, family.final_norm)
+    if norm is None or getattr(skeleton.config, "word_embed_proj_dim", None) not in (
+        None,
+        skeleton.config.hidden_size,
+    ):
+        raise Problem(
+            f"model '{name}': no final norm or a projected head; early decoding needs both"
+        )
+    files = Checkpoint(folder, skeleton)
+    tensors = {"norm.weight": files[f"{family.final_norm}.weight"].float() + family.norm_offset}
+    if getattr(norm, "bias", None) is not None:
+        tensors["norm.bias"] = files[f"{family.final_norm}.bias"].float()
+    tied = skeleton.get_output_embeddings().weight is skeleton.get_input_embeddings().weight
+    head = f"{family.embedding}.weight" if tied else "lm_head.weight"
+    if not tied and head not in files:
+        head = "embed_out.weight"
+    tensors["head.weight"] = files[head]
+    if getattr(skeleton.get_output_embeddings(), "bias", None) is not None:
+        tensors["head.bias"] = files[head.replace(".weight", ".bias")].float()
+    kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
+    epsilon = getattr(norm, "eps", None) or norm.variance_epsilon
+    return tensors, {"norm": kind, "epsilon": repr(epsilon)}

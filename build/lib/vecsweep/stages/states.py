@@ -1,0 +1,47 @@
+"""Stage `states`: hidden states of every layer at the last token, one forward a prompt."""
+
+import torch
+
+from vecsweep import Problem
+from vecsweep.engine.forward import last_token_states
+from vecsweep.engine.load import Engine
+from vecsweep.engine.running import how_it_ran, load_engine, progress_line
+from vecsweep.files import write_tensors
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import CAPTURED, kept_rows, prompt_groups, token_hash
+
+
+def run(args):
+    """Write the states of a task's prompts."""
+    rows = kept_rows(args.prompts, CAPTURED)
+    engine, _, description = load_engine(args, rows[0]["token_ids"])
+    states = states_of(engine, rows, description)
+    metadata = {
+        "model": description["model"],
+        "task": rows[0]["task"],
+        "dtype": description["dtype"],
+        "token_ids_sha256": token_hash(rows),
+        "step_version": STAGES["states"].version,
+    }
+    if engine.leader:
+        write_tensors(states, args.output, metadata | how_it_ran(args, engine))
+
+
+def states_of(engine: Engine, rows: list[dict], description: dict) -> dict[str, torch.Tensor]:
+    """`resid_mid.LL`, `ffn_out.LL`, `resid_post.LL` of prompts, each [prompts, d_model].
+
+    Parallel blocks have no resid_mid; they have `resid_pre.00` instead, from which each layer's
+    attention update follows.
+    """
+    progress = progress_line(len(rows), engine.leader)
+    states = last_token_states(engine, prompt_groups(rows), progress)
+    for name, tensor in states.items():
+        if not tensor.isfinite().all():  # nan would pass for the top token everywhere
+            raise Problem(
+                f"{description['model']}: {name} holds numbers that are infinite or none in "
+                f"{description['dtype']}; give the model a wider dtype"
+            )
+    before = "resid_pre.00" if engine.parallel else None
+    return {k: v for k, v in states.items() if not k.startswith("resid_pre") or k == before}
+
+

@@ -1,0 +1,54 @@
+"""Rows of table `prompts`, as the stages after it read them."""
+
+import hashlib
+import json
+import random
+
+from vecsweep.files import read_table
+
+PROMPT_SETS = ("abstractive", "extractive", "novel")
+CAPTURED = ("abstractive", "extractive")  # novel prompts are only run with interventions
+NOVEL = ("novel",)
+
+
+def kept_rows(path, prompt_sets) -> list[dict]:
+    """The prompts of some sets that were not dropped, in table order: the rows of `states`."""
+    rows = read_table(path).to_pylist()
+    return [r for r in rows if r["dropped"] is None and r["prompt_set"] in prompt_sets]
+
+
+def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:
+    """Token ids of consecutive prompts with the same set and demonstrations: a shared beginning."""
+    groups: dict[tuple, list] = {}
+    order = []
+    for row in rows:
+        key = (row["prompt_set"], row["demonstrations"])
+        if not order or order[-1] != key:
+            order.append(key)
+            groups[(len(order), *key)] = []
+        groups[(len(order), *key)].append(row["token_ids"])
+    return list(groups.values())
+
+
+def token_hash(rows: list[dict]) -> str:
+    """sha256 of the prompts' token ids, in order."""
+    return hashlib.sha256(json.dumps([r["token_ids"] for r in rows]).encode()).hexdigest()
+
+
+def in_domain(rows: list[dict], donors: list, split: str) -> list[dict]:
+    """In-domain prompts of one half; a donor's own argument is in neither."""
+    ids = {donor for donor, _ in donors}
+    taken = {row["argument"] for row in rows if row["prompt_id"] in ids}
+    return [
+        row
+        for row in rows
+        if row["split"] == split and not row["out_of_domain"] and row["argument"] not in taken
+    ]
+
+
+def capped(rows: list, count: int | None, seed: int) -> list:
+    """A seeded sample of at most `count` rows in their order; all of them without a count."""
+    if count is None or len(rows) <= count:
+        return rows
+    chosen = set(random.Random(f"{seed} interventions").sample(range(len(rows)), count))
+    return [row for i, row in enumerate(rows) if i in chosen]

@@ -1,0 +1,14 @@
+"""What no rule runs: each tool is a module here, and `vecsweep NAME` on the command line."""
+
+TOOLS = {
+    "status": "how far the sweep is, what failed, what jobs took",
+    "plan": "what a model of the config needs: devices, memory, time",
+    "prune": "list, ask, remove: results that the config no longer has",
+    "resume": "go on after Snakemake was killed on a cluster",
+    "merge": "join the summaries of two sweeps into one database",
+    "dictionary": "results/README.md: tables, columns and tensors, described",
+    "bench": "what the engine costs beside plain transformers, as ratios",
+    "memory": "peak host memory of each process while a model is loaded",
+    "scale": "what the summary of a large sweep takes of time and memory",
+    "build": "rebuild the relations' data from its sources",
+}

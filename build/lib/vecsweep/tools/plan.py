@@ -1,0 +1,338 @@
+"""`vecsweep plan MODEL`: what a model of the config needs, from its sizes alone: no weights.
+
+Sizes come from a local folder's or a cached snapshot's config.json, or from
+`engine/architectures.yaml`.
+"""
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+
+import yaml
+
+from vecsweep import Problem
+from vecsweep.files import PACKAGE
+
+ARCHITECTURES = PACKAGE / "engine" / "architectures.yaml"
+TASKS = PACKAGE / "tasks"
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
+HEADROOM = 0.9  # of a device's memory; the rest is its context and fragments
+PROCESS_MB = 3000  # Python with torch, transformers and DeepSpeed
+PROMPT_TOKENS = 32  # a one-shot prompt; the paper's take 20 to 50
+TO_DEVICE = 20e9  # bytes a second from host memory to a device, for weights that stay there
+FLOPS = 80e12  # per device and second, at small batches: a quarter of what an A100 can do
+SITES = 3  # resid_mid, ffn_out, resid_post
+MOST_NODES = 4
+
+# The last names of the linear layers whose output AutoTP sums over the ranks: it splits their
+# weight and leaves their bias whole. Of all others in a block it splits both.
+SUMMED = ("dense", "dense_4h_to_h", "out_proj", "fc_out", "fc2", "o_proj", "down_proj", "c_proj")
+
+
+def arguments(parser):
+    parser.add_argument("model", help="a name under `models` in the config")
+    parser.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    parser.add_argument("--gpu-memory", type=float, default=80, help="GB of a device [80]")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="[8]")
+    parser.add_argument("--disk-speed", type=float, default=2, help="GB/s of all readers [2]")
+
+
+def run(args):
+    """Print the plan of a model."""
+    config = read_config(args.configfile)
+    if args.model not in config["models"]:
+        names = ", ".join(config["models"])
+        raise Problem(f"{args.configfile} has no model '{args.model}'; it has {names}")
+    settings = config["models"][args.model]
+    prompts = {name: prompt_count(config, name) for name in config["tasks"]}
+    facts = Facts(args.model, settings)
+    print("\n".join(report(args, settings, facts, prompts)))
+
+
+def read_config(path: Path) -> dict:
+    """The checked config, defaults filled in."""
+    from vecsweep import config
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    return config.checked(content)
+
+
+def prompt_count(config: dict, task: str) -> int:
+    """Prompts of one task whose states are captured: abstractive and extractive, at most."""
+    from vecsweep import tasks
+
+    settings = config["tasks"][task]
+    rows = len(tasks.load(settings.get("file", TASKS / f"{task}.yaml")).rows)
+    most = settings.get("max_prompts", config["prompts"]["max_prompts"])
+    return 2 * min(rows, most or rows)
+
+
+def architecture(name: str, settings: dict) -> dict | None:
+    """The content of a model's config.json, from what is at hand; None if nothing is.
+
+    It may hold `parameters` too, their number.
+    """
+    if folder := folder_of(settings):
+        content = json.loads((folder / "config.json").read_text())
+        return content | {"parameters": parameters_in(folder)}
+    known = yaml.safe_load(ARCHITECTURES.read_text())
+    return known.get(settings.get("id", name))
+
+
+def folder_of(settings: dict) -> Path | None:
+    """The folder with a model's config.json, if it is on this machine."""
+    if settings["source"] == "local":
+        folder = Path(settings["path"]).expanduser()
+    elif settings["source"] == "hub":
+        # The hub's own package takes a second to import; its cache is laid out like this.
+        home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+        snapshots = cache / f"models--{settings['id'].replace('/', '--')}" / "snapshots"
+        folder = snapshots / settings["revision"]
+    else:
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
+def parameters_in(folder: Path) -> int | None:
+    """The number of parameters in a folder's safetensors files, by their headers; None without."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        total += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
+    return total or None
+
+
+class Facts:
+    """What the plan is made from: the model on the meta device, and its sizes.
+
+    `parameters` counts tied ones once; `whole` is their bytes in the config's dtype.
+    """
+
+    def __init__(self, name: str, settings: dict):
+        import torch
+        import transformers
+
+        from vecsweep.engine.families import family_of, module_at
+
+        content = architecture(name, settings)
+        if content is None:
+            raise Problem(
+                f"the sizes of '{name}' are not known here: add them to {ARCHITECTURES}, or run "
+                "`snakemake` for its model.json first"
+            )
+        content = {k: v for k, v in content.items() if k != "parameters"}
+        try:
+            config = transformers.AutoConfig.for_model(**content)
+            with torch.device("meta"):
+                self.model = transformers.AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # a bad value raises transformers' own
+            reason = " ".join(str(error).split())
+            raise Problem(f"model '{name}': bad sizes: {reason}") from error
+        self.config = config
+        self.family = family_of(self.model)
+        self.blocks = module_at(self.model, self.family.blocks)
+        self.size = BYTES[settings["dtype"]]
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.whole = self.parameters * self.size
+        self.block = sum(p.numel() for p in self.blocks[0].parameters()) * self.size
+        self.largest = max(p.numel() for p in self.model.parameters()) * self.size
+
+    def held(self, engine: str, shards: int) -> int:
+        """Bytes of parameters that each rank holds."""
+        if engine == "single":
+            return self.whole
+        if engine == "zero":
+            # Each tensor is cut into equal parts, the last one padded.
+            parts = (math.ceil(p.numel() / shards) for p in self.model.parameters())
+            return sum(parts) * self.size
+        return sum(self._tensor_parallel(shards)) * self.size
+
+    def on_device(self, engine: str, shards: int, offload: bool) -> int:
+        """Bytes of parameters that each device needs; with offload one tensor and this rank's part."""
+        if not offload:
+            return self.held(engine, shards)
+        return math.ceil(self.largest * (1 + 1 / shards))
+
+    def _tensor_parallel(self, shards):
+        import torch
+
+        embedding = self.model.get_input_embeddings().weight
+        split = {}  # id of a parameter -> whether it is
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                whole_bias = name.split(".")[-1] in (*SUMMED, "lm_head", "embed_out")
+                split[id(module.weight)] = True
+                split[id(module.bias)] = not whole_bias
+        for parameter in self.model.parameters():
+            if parameter is embedding:  # whole on every rank, and cut once more as a tied head
+                yield parameter.numel() * (1 + split.get(id(parameter), False) / shards)
+            else:
+                yield parameter.numel() / (shards if split.get(id(parameter)) else 1)
+
+    def capture(self) -> int:
+        """Bytes of the states that one prompt leaves: sites x layers x d_model."""
+        return SITES * len(self.blocks) * self.config.hidden_size * self.size
+
+    def activations(self, tokens: int, shards: int) -> int:
+        """Bytes of a batch's key-value cache, FFN inner layer and copies of the stream, a rank."""
+        d = self.config.hidden_size
+        width = getattr(self.config, "head_dim", None) or d // self.config.num_attention_heads
+        heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+        cache = 2 * len(self.blocks) * heads * width / shards
+        inner = 4 * d / shards
+        return math.ceil(tokens * (cache + 2 * inner + 8 * d) * self.size)
+
+
+def shard_counts(heads: int, gpus_per_node: int) -> list[int]:
+    """Shard counts worth a look: divisors of a node; over several, what divides nodes or heads."""
+    within = [n for n in range(1, gpus_per_node + 1) if gpus_per_node % n == 0]
+    most = MOST_NODES * gpus_per_node
+    over = [
+        n for n in range(gpus_per_node + 1, most + 1)
+        if n % math.ceil(n / gpus_per_node) == 0 and (heads % n == 0 or n % gpus_per_node == 0)
+    ]  # fmt: skip
+    return within + over
+
+
+def engine_for(settings: dict, facts: Facts, shards: int) -> str:
+    """The engine that a job would take."""
+    from vecsweep.engine import sharded
+
+    wanted = settings["engine"] if shards > 1 else "auto"
+    heads, offload = facts.config.num_attention_heads, settings.get("offload", False)
+    if offload:
+        wanted = settings["engine"]
+    return sharded.choose(wanted, shards, facts.config.model_type, heads, offload)
+
+
+def suggested(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: int) -> int | None:
+    """The smallest shard count with which weights and a batch fit a device; None if none does."""
+    for shards in shard_counts(facts.config.num_attention_heads, gpus_per_node):
+        try:
+            engine = engine_for(settings, facts, shards)
+        except Problem:
+            continue
+        batch = facts.activations(settings["batch_tokens"], shards if engine == "tensor" else 1)
+        offload = settings.get("offload", False)
+        needed = facts.on_device(engine, shards, offload) + batch
+        if needed <= HEADROOM * gpu_memory * 1e9:
+            return shards
+    return None
+
+
+def host_bytes(held: float, largest: float) -> float:
+    """Memory of a rank's process while it loads: its part, a fifth more, and one whole tensor."""
+    return 1.2 * held + largest
+
+
+def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[str]:
+    """The lines that `run` prints."""
+    from vecsweep.engine.sharded import TENSOR_PARALLEL
+
+    config, heads = facts.config, facts.config.num_attention_heads
+    lines = [
+        f"{args.model}: {config.model_type}, {len(facts.blocks)} layers, d_model "
+        f"{config.hidden_size}, {heads} heads, vocabulary {config.vocab_size}",
+        f"parameters          {facts.parameters:,}",
+        f"in {settings['dtype']:<16} {facts.whole / 1e9:.1f} GB = {facts.whole / GIB:.1f} GiB; "
+        f"a block {facts.block / GIB:.2f} GiB, the largest tensor {facts.largest / GIB:.2f} GiB",
+        "",
+        "shards  nodes  heads each  tensor GiB  ZeRO GiB  batch GiB  host GiB  fits",
+    ]
+    choice = suggested(settings, facts, args.gpu_memory, args.gpus_per_node)
+    offload = settings.get("offload", False)
+    for shards in shard_counts(heads, args.gpus_per_node):
+        tensor = config.model_type in TENSOR_PARALLEL and heads % shards == 0 and not offload
+        zero = facts.held("zero", shards)
+        held = facts.held("tensor", shards) if tensor and shards > 1 else zero
+        batch = facts.activations(settings["batch_tokens"], shards if tensor else 1)
+        each = heads // shards if heads % shards == 0 else "-"
+        shown = f"{held / GIB:.1f}" if tensor and shards > 1 else "-"
+        on_device = facts.on_device("zero", shards, True) if offload else held
+        fits = on_device + batch <= HEADROOM * args.gpu_memory * 1e9
+        lines.append(
+            f"{shards:>6}  {math.ceil(shards / args.gpus_per_node):>5}  {each:>10}  {shown:>10}  "
+            f"{zero / GIB:>8.1f}  {batch / GIB:>9.1f}  "
+            f"{host_bytes(held, facts.largest) / GIB:>8.1f}  {'yes' if fits else 'no'}"
+            f"{'  <- suggested' if shards == choice else ''}"
+            f"{'  (config)' if shards == settings['shards'] else ''}"
+        )
+    each, total = facts.capture(), sum(prompts.values())
+    used = choice or settings["shards"]
+    loading = facts.whole / (args.disk_speed * 1e9)
+    computing = compute_seconds(facts.parameters, total, used)
+    if offload:  # all weights go to the devices for every batch
+        batches = math.ceil(total * PROMPT_TOKENS / settings["batch_tokens"])
+        computing += batches * facts.whole / (used * TO_DEVICE)
+    together = min(settings.get("tasks_per_job", 1), len(prompts))
+    share = loading / (loading + computing * together / len(prompts))
+    lines += [
+        "",
+        f"states              {each / 1e6:.1f} MB a prompt, {each * total / 1e9:.2f} GB for "
+        f"{total} prompts of {len(prompts)} tasks",
+        f"loading             {loading:.0f} s at {args.disk_speed:g} GB/s",
+        f"computing           {computing:.0f} s for the states of all tasks on {used} devices",
+        f"loading's share     {100 * share:.0f} % of a states job with tasks_per_job: "
+        f"{settings.get('tasks_per_job', 1)}",
+    ]
+    if offload:
+        device = facts.on_device("zero", used, True)
+        lines.append(
+            f"offload             weights in host memory, {facts.held('zero', used) / GIB:.1f} GiB a "
+            f"rank; at most {device / GIB:.1f} GiB of them on a device at a time"
+        )
+    if choice is None:
+        lines.append(f"No listed shard count fits devices of {args.gpu_memory:g} GB.")
+    else:
+        nodes = math.ceil(choice / args.gpus_per_node)
+        lines.append(
+            f"suggested           shards: {choice}, {nodes} node{'s' if nodes > 1 else ''} of "
+            f"{args.gpus_per_node} devices, engine {engine_for(settings, facts, choice)}"
+        )
+    return lines
+
+
+def compute_seconds(parameters: int, prompts: int, shards: int) -> float:
+    """Seconds of forward passes: 2 operations a parameter and token, nothing shared."""
+    return 2 * parameters * PROMPT_TOKENS * prompts / (FLOPS * shards)
+
+
+def resources(
+    name: str, settings: dict, prompts: int = 500, gpus_per_node: int = 8, disk_speed: float = 2e9
+) -> dict:
+    """What a job that runs a model should ask for, for a rule's `resources:`.
+
+    `settings` is the model's part of the checked config, `prompts` how many the job runs. Gives
+    `gpus` (of the whole job), `nodes`, `mem_mb` (of each node) and `runtime` (minutes: three
+    times loading and computing, and ten for the start); {} if the model's sizes are not known on
+    this machine. Plain arithmetic from the number of parameters, at most a file read: no torch,
+    so quick enough for Snakemake's parse.
+    """
+    content = architecture(name, settings)
+    if content is None or not content.get("parameters"):
+        return {}
+    shards, size, parameters = settings["shards"], BYTES[settings["dtype"]], content["parameters"]
+    nodes = math.ceil(shards / gpus_per_node)
+    width = next(content[key] for key in ("hidden_size", "n_embd") if key in content)
+    embedding = content["vocab_size"] * width
+    tied = content.get("tie_word_embeddings", True)
+    held = parameters
+    if shards > 1:  # as by tensor parallel, the larger one: the embedding whole, its head split
+        head = embedding if tied else 0
+        held = embedding + (parameters - embedding + head) / shards
+    host = host_bytes(held * size, embedding * size)
+    seconds = parameters * size / disk_speed + compute_seconds(parameters, prompts, shards)
+    return {
+        "gpus": shards,
+        "nodes": nodes,
+        "mem_mb": math.ceil(shards / nodes * (PROCESS_MB + host / 2**20)),
+        "runtime": math.ceil(10 + 3 * seconds / 60),
+    }

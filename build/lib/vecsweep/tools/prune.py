@@ -1,0 +1,108 @@
+"""Results of models, tasks and layer blocks that the config no longer has: list, ask, remove.
+
+They are in no table any more, for the summary reads only what the config names. What no stage
+made is left alone.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from vecsweep import config
+from vecsweep.layout import ROWS, Cell, Stage, Sweep
+
+
+def arguments(parser):
+    parser.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--yes", action="store_true", help="remove without a question")
+
+
+def run(args):
+    """List, ask, remove."""
+    found = stale(Sweep(config.load(args.configfile), args.results))
+    if not found:
+        print(f"{args.results} holds only what {args.configfile} asks for")
+        return
+    sizes = [size(path) for path in found]
+    for path, number in zip(found, sizes):
+        print(f"{number / 1e6:10.1f} MB  {path}")
+    print(f"{sum(sizes) / 1e6:10.1f} MB in all, not in {args.configfile}")
+    if not args.yes:
+        try:
+            answer = input("Remove them? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            print("nothing removed")
+            return
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    print("removed")
+
+
+def stale(sweep: Sweep) -> list[Path]:
+    """Files and folders that a stage made and the config does not ask for, widest first.
+
+    A folder of which nothing is asked for is named as a whole, with the weights in it.
+    """
+    results, found = Path(sweep.results), []
+    for stage in ROWS:
+        wanted = {tuple(part for part in cell if part) for cell in sweep.cells(stage)}
+        for top in (results, results / "benchmarks", results / "settings"):
+            found += stale_below(top / stage.name, stage, wanted, top != results)
+    return found
+
+
+def stale_below(folder: Path, stage: Stage, wanted: set[tuple], notes: bool) -> list[Path]:
+    """What is stale in one folder of a stage; `notes` are named by the cell alone, one a cell."""
+    patterns = ["/".join(f"{{{part}}}" for part in stage.parts) + ".(?:tsv|json)"]
+    if not notes:
+        patterns = [pattern.rstrip("/") for pattern in stage.outputs.values()]
+        patterns += ["{model}/weights"] * (stage.name == "models")  # unpacked beside model.json
+    # Settings are one file for all blocks of a task.
+    shorter = {cell[:2] for cell in wanted}
+    found, kept = [], []
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        if any(above in found for above in path.parents):
+            continue
+        cell = cell_of(path.relative_to(folder).as_posix(), patterns)
+        if cell is None:
+            continue
+        known = cell in wanted or (notes and path.suffix == ".json" and cell in shorter)
+        (kept if known else found).append(path)
+    return widened(found, kept, folder)
+
+
+def cell_of(name: str, patterns: list[str]) -> tuple | None:
+    """The parts of a cell that a result's name has; None if no stage made it."""
+    for pattern in patterns:
+        parts = {part: rf"(?P<{part}>[A-Za-z0-9][A-Za-z0-9._-]*)" for part in Cell._fields}
+        if match := re.fullmatch(pattern.replace(".", r"\.").format(**parts), name):
+            return match.groups()
+    return None
+
+
+def widened(found: list[Path], kept: list[Path], folder: Path) -> list[Path]:
+    """The same, whole folders where all that is in them goes."""
+    needed = {above for path in kept for above in path.parents}
+    files, whole = set(found), []
+
+    def goes(path):
+        return path.is_dir() or not files.isdisjoint((path, *path.parents))
+
+    for path in found:
+        above = path
+        while above.parent != folder and above.parent not in needed:
+            if not all(goes(inner) for inner in above.parent.rglob("*")):
+                break
+            above = above.parent
+        if above not in whole:
+            whole.append(above)
+    return whole
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what links point to does not count."""
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
