@@ -1,5 +1,6 @@
 import atexit
 import json
+import os
 import shlex
 from pathlib import Path
 

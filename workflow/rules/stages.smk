@@ -11,7 +11,7 @@ def said(stage, model, task="", layers=""):
 
 
 for stage in ROWS:
-    place = "/".join((stage.name, *(f"{{{part}}}" for part in stage.parts)))
+    place = os.path.join(stage.name, *(f"{{{part}}}" for part in stage.parts))
     words = [f"{{wildcards.{part}}}" for part in stage.parts]
 
     rule:
@@ -46,7 +46,7 @@ for model, by_stage in GROUPS.items():
             for layers in SWEEP.blocks(model) if "layers" in stage.parts else [""]:
                 cells = [Cell(model, task, layers) for task in members]
                 parts = [part for part in (stage.name, *cells[0]) if part]
-                place = "/".join(parts)
+                place = os.path.join(*parts)
 
                 rule:
                     name:

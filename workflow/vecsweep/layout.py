@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vecsweep import tasks
 from vecsweep.files import PACKAGE, write_json
@@ -103,8 +103,8 @@ PROMPTS = {"prompts": Input("prompts")}
 BLOCK = "{model}/{task}/{layers}.parquet"
 TABLE = "{model}/{task}.parquet"
 TENSORS = "{model}/{task}.safetensors"
-MODEL_RUNS = {"runs_model": True, "memory": (3000, 1500, 500_000)}
-LONG = MODEL_RUNS | {"long": True, "minutes": (120, 20, 1440)}
+MODEL_RUNS: dict[str, Any] = {"runs_model": True, "memory": (3000, 1500, 500_000)}
+LONG: dict[str, Any] = MODEL_RUNS | {"long": True, "minutes": (120, 20, 1440)}
 SEARCH = ("modes", "scales", "position", "end_depth", "dev_prompts")
 SEARCH_KEYS = tuple(f"interventions.{key}" for key in SEARCH)
 
@@ -274,7 +274,10 @@ class Sweep:
         """The tasks that a stage has jobs for, in the config's order."""
         if "task" not in stage.parts:
             return [""]
-        return self.listed(stage.tasks)
+        tasks = self.listed(stage.tasks)
+        if stage.name == "ovectors":  # a rival may be a task that is not injected itself
+            tasks = tasks + [name for task in tasks for name in rivals(self, task)]
+        return [task for task in self.tasks if task in tasks]
 
     def listed(self, key: str) -> list[str]:
         """The tasks that a config key lists; null means all."""
@@ -479,8 +482,8 @@ def note(files: dict[str, dict]) -> dict[str, tuple[bytes, int] | None]:
     before: dict[str, tuple[bytes, int] | None] = {}
     for path, settings in files.items():
         if read_note(path) != settings:
-            old = Path(path)
-            before[path] = (old.read_bytes(), old.stat().st_mtime_ns) if old.exists() else None
+            old = Path(path).absolute()  # Snakemake leaves its folder before it ends
+            before[str(old)] = (old.read_bytes(), old.stat().st_mtime_ns) if old.exists() else None
             write_json(dict(sorted(settings.items())), path)
     return before
 

@@ -71,7 +71,8 @@ def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False
                 )
             progress(len(clean.rows), len(clean.rows) * sum(len(plan.labels) for plan in plans))
 
-    outcomes, before = [], {}
+    outcomes: list[dict] = []
+    before: dict[int, tuple] = {}
     for (numbers, plan), ranks, tops in decoded(readout, pieces()):
         if plan is None:
             before.update(zip(numbers, zip(ranks, tops)))

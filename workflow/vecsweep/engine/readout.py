@@ -1,6 +1,7 @@
 """Early decoding from the stored readout: `E · ln_f(x)` (paper section 2), without a model."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ class Readout:
 
     def to(self, device) -> "Readout":
         """The same readout on another device."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        tensors: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **tensors)
 
     def normed(self, states: torch.Tensor) -> torch.Tensor:
@@ -97,12 +98,12 @@ def decode(readout: Readout, states: torch.Tensor, targets: list, top_k: int) ->
 def _decode_rows(readout, states, targets, top_k):
     normed = readout.normed(states)
     rows = torch.arange(len(normed), device=normed.device)
-    best, token = [], []
+    best_of, token_of = [], []
     for ids in targets:
         value, position = readout.logits_at(normed, ids).max(-1)
-        best.append(value)
-        token.append(ids[rows, position])
-    best, token = torch.stack(best, -1), torch.stack(token, -1)
+        best_of.append(value)
+        token_of.append(ids[rows, position])
+    best, token = torch.stack(best_of, -1), torch.stack(token_of, -1)
 
     rank = torch.zeros_like(token)
     log_sum = torch.full((len(normed),), -torch.inf, device=normed.device)

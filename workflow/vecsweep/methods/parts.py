@@ -68,7 +68,7 @@ def neuron_parts(engine: Engine, layer: int, ids: list[int]):
     with torch.inference_mode():
         shares = (seen["activation"][:, None] * seen["weight"]).cpu()
     if engine.shards > 1:  # each rank has its own neurons
-        gathered = [None] * engine.shards
+        gathered = [torch.empty(0)] * engine.shards
         torch.distributed.all_gather_object(gathered, shares)
         shares = torch.cat(gathered)
     if engine.family.ffn_scaled:

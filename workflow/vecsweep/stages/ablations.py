@@ -58,7 +58,7 @@ def removed_layers(layers: int, step: int, order: str, seed: int) -> list[int]:
 def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
     """An outcome for each prompt (both sets), kind and step; step 0 is the clean run."""
     layers, d_model = len(engine.blocks), engine.model.config.hidden_size
-    means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else None
+    means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else {}
     zero = torch.zeros(1, d_model)
     progress = progress_line(len(rows), engine.leader)
 
@@ -101,7 +101,8 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
 
 def mean_updates(engine, rows: list[dict]) -> dict:
     """layer -> FFN update [1, d_model] averaged over all tokens of all prompts of both sets."""
-    sums, count = {}, 0
+    sums: dict[int, torch.Tensor] = {}
+    count = 0
 
     def add(layer):
         def hook(module, args, output):

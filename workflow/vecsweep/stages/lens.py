@@ -12,8 +12,10 @@ from vecsweep.tasks.rows import CAPTURED, kept_rows, token_hash
 TARGETS = ("argument", "answer")
 TOP_K = 10  # top tokens that are stored; `lens.top_k` of them are shown
 # How the states came about: the tables' provenance reaches back to the run of the model.
-STATES_NOTES = ("dtype", "host", "token_ids_sha256", "shards", "engine", "batch_tokens", "offload")
-STATES_NOTES += ("proof_stream", "proof_readout")
+STATES_NOTES = (
+    *("dtype", "host", "token_ids_sha256", "shards", "engine", "batch_tokens", "offload"),
+    *("proof_stream", "proof_readout"),
+)
 
 
 def run(args):
@@ -61,7 +63,7 @@ def decode_site(readout, tensor, targets, top_k: int) -> dict:
     """Columns (numpy) of early decoding for states [prompts, d_model]."""
     with torch.inference_mode():
         decoded = decode(readout, tensor, targets, top_k)
-    columns = {
+    columns: dict = {
         "top_token": list(decoded.top_token.int().numpy()),
         "top_probability": list(decoded.top_probability.numpy()),
     }

@@ -76,7 +76,7 @@ def spread(eligible: list[dict], count: int, seed: int) -> list[dict]:
     for donor in random.Random(f"{seed} donors").sample(eligible, len(eligible)):
         layers.setdefault(donor["layer"], []).append(donor)
     queues = sorted(layers.values(), key=lambda queue: (-len(queue), queue[0]["layer"]))
-    chosen = []
+    chosen: list[dict] = []
     while len(chosen) < count and any(queues):
         for queue in queues:
             if queue and len(chosen) < count:

@@ -13,8 +13,10 @@ from vecsweep.tasks.rows import PROMPT_SETS
 # A shared first token of argument and answer leaves nothing to tell apart (paper section 3).
 SAME_FIRST_TOKEN = "argument and answer start with the same token"
 # What a dropped prompt has not got.
-TOKEN_COLUMNS = ("argument_token", "answer_tokens", "argument_length", "answer_length")
-TOKEN_COLUMNS += ("first_token_letters", "stratum")
+TOKEN_COLUMNS = (
+    *("argument_token", "answer_tokens", "argument_length", "answer_length"),
+    *("first_token_letters", "stratum"),
+)
 
 
 def run(args):
@@ -100,8 +102,9 @@ def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] |
 def _tokens(tokenizer, text, argument, answers, twin, context):
     ids = tokenizer(text).input_ids
     result = dict.fromkeys(TOKEN_COLUMNS) | {"token_ids": ids, "dropped": None}
-    words = [continuation(tokenizer, text, ids, word) for word in [argument, *answers]]
-    if not all(words):
+    tokens = [continuation(tokenizer, text, ids, word) for word in [argument, *answers]]
+    words = [some for some in tokens if some]
+    if len(words) < len(tokens):
         return result | {"dropped": "a word changes the tokens of its prompt"}
     argument_ids, *answer_ids = words
     first = list(dict.fromkeys(tokens[0] for tokens in answer_ids))
@@ -128,7 +131,7 @@ def _drop_pairs(rows, max_prompts, seed):
 
     A quarter of the places is kept for the out-of-domain group, if there is one.
     """
-    reasons = {}
+    reasons: dict[int, str] = {}
     for row in rows:
         if row["dropped"]:
             reasons.setdefault(row["prompt_id"], row["dropped"])
