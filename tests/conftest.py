@@ -11,10 +11,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
-import tiny
 import torch
 import transformers
 import yaml
+
+import tiny
 from vecsweep.__main__ import main
 from vecsweep.layout import STAGES
 

@@ -17,6 +17,7 @@ import re
 
 import torch
 import transformers
+
 from vecsweep import tasks
 
 FORMS = ("gpt2", "gptj", "bloom")

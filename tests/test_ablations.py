@@ -4,8 +4,9 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import torch
+
+import tiny
 from conftest import command, main, run_stage
 from test_edits import plain_run, sublayer_of
 from vecsweep.layout import STAGES

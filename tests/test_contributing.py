@@ -8,10 +8,11 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import yaml
-from conftest import REPO
 from safetensors.torch import load_file
+
+import tiny
+from conftest import REPO
 
 TEXT = (REPO / "CONTRIBUTING.md").read_text()
 

@@ -5,9 +5,10 @@ import random
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from torch.overrides import TorchFunctionMode
+
+import tiny
 from vecsweep import Problem
 from vecsweep.engine import edits, load
 from vecsweep.engine.edits import Edit

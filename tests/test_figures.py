@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 from vecsweep import figures
 from vecsweep.figures import drawing, stages
 from vecsweep.stages import ablations, interventions, ovectors, summary

@@ -5,6 +5,7 @@ import resource
 import pyarrow as pa
 import pytest
 import torch
+
 from vecsweep import Problem
 from vecsweep.files import write_json, write_table, write_tensors
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO
 
+from conftest import REPO
 from vecsweep.__main__ import main
 from vecsweep.layout import STAGES
 from vecsweep.tools import TOOLS

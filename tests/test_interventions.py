@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
+
+import tiny
 from conftest import command, main, run_stage
 from test_ablations import rank_range, write_prompts
 from test_edits import block_of, plain_run, sublayer_of

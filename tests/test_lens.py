@@ -5,8 +5,9 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import torch
+
+import tiny
 from conftest import REPO, command, run_stage
 from test_models import final_norm
 from test_states import plain_states

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import torch
 import transformers
+
+import tiny
 from conftest import REPO, describe
 from vecsweep import Problem
 from vecsweep.__main__ import main

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import duckdb
 import pyarrow as pa
 import pytest
-import tiny
 import torch
+
+import tiny
 from conftest import describe, main, run_stage
 from test_edits import FINAL_NORM
 from test_states import plain_states

@@ -7,19 +7,20 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import yaml
+
+import tiny
 from conftest import REPO, main
-from vecsweep import Problem
+from vecsweep import Problem, config
 from vecsweep.tools import plan
 
 PAPER = REPO / "workflow" / "config" / "paper.yaml"
 CONFIGS = [REPO / "config.yaml", *sorted((REPO / "workflow" / "config").glob("*.yaml"))]
-MODELS = [(file, name) for file in CONFIGS for name in plan.read_config(file)["models"]]
+MODELS = [(file, name) for file in CONFIGS for name in config.load(file)["models"]]
 
 
 def settings_of(file, name):
-    return plan.read_config(file)["models"][name]
+    return config.load(file)["models"][name]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_bloom(bloom):
 @pytest.mark.parametrize(
     "shards, tensor, zero", [(8, 47.7, 41.0), (14, 30.2, 23.45), (16, 27.2, 20.5), (28, 18.4, 11.7)]
 )
-def test_bloom_on_each_rank(bloom, shards, tensor, zero):
+def test_bloom_on_each_process(bloom, shards, tensor, zero):
     assert bloom.held("tensor", shards) / plan.GIB == pytest.approx(tensor, abs=0.05)
     assert bloom.held("zero", shards) / plan.GIB == pytest.approx(zero, abs=0.05)
 
@@ -69,7 +70,7 @@ def test_bloom_in_host_memory(bloom, capsys, tmp_path):
     file.write_text(text.replace("    shards: 8", "    shards: 8\n    offload: true"))
     assert main(["plan", "bloom-176b", "--configfile", str(file)]) == 0
     text = capsys.readouterr().out
-    assert "weights in host memory, 328.3 GiB a rank; at most 13.4 GiB of them" in text
+    assert "weights in host memory, 328.3 GiB a process; at most 13.4 GiB of them" in text
     (row,) = [line.split() for line in text.splitlines() if "(config)" in line]
     assert row[3] == "-" and row[4] == "41.0" and "yes" in row
 
@@ -100,7 +101,7 @@ def test_shard_counts():
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_local_folder(kind, tiny_model):
     stage = tiny_model(kind)
-    settings = json.loads(tiny.config_json(kind, stage.folder)) | {"batch_tokens": 8, "shards": 1}
+    settings = tiny.config(kind, stage.folder) | {"batch_tokens": 8, "shards": 1}
     facts = plan.Facts(kind, settings)
     assert facts.parameters == sum(p.numel() for p in stage.model.parameters())
     assert facts.held("single", 1) == 4 * facts.parameters
@@ -138,9 +139,10 @@ def test_resources_of_more_shards():
 
 def test_resources_import_no_torch():
     code = """
-import sys, yaml
+import sys
+from vecsweep import config
 from vecsweep.tools import plan
-settings = plan.read_config(plan.Path(sys.argv[1]))["models"]["bloom-176b"]
+settings = config.load(plan.Path(sys.argv[1]))["models"]["bloom-176b"]
 assert plan.resources("bloom-176b", settings)
 assert not {"torch", "transformers", "huggingface_hub"} & set(sys.modules)
 """
@@ -171,16 +173,16 @@ def test_options(capsys):
 
 def test_prompts_are_those_of_the_grid(tmp_path):
     tiny.write_task(tmp_path, "towns")
-    config = {
+    grid = {
         "models": {"a": {"source": "local", "path": "a", "layers": 1, "dtype": "float32"}},
         "tasks": {"towns": {"file": str(tmp_path / "towns.yaml"), "max_prompts": 5}},
     }
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    assert plan.prompt_count(plan.read_config(file), "towns") == 2 * 5
-    config["tasks"]["towns"].pop("max_prompts")
-    file.write_text(yaml.safe_dump(config))
-    assert plan.prompt_count(plan.read_config(file), "towns") == 2 * len(tiny.CAPITALS)
+    file.write_text(yaml.safe_dump(grid))
+    assert plan.prompt_count(config.load(file), "towns") == 2 * 5
+    grid["tasks"]["towns"].pop("max_prompts")
+    file.write_text(yaml.safe_dump(grid))
+    assert plan.prompt_count(config.load(file), "towns") == 2 * len(tiny.CAPITALS)
 
 
 def test_mistakes(refused, tmp_path):

@@ -10,10 +10,11 @@ import sys
 from types import SimpleNamespace
 
 import duckdb
-import planted
 import pytest
 import torch
 import yaml
+
+import planted
 from conftest import REPO
 from test_ovectors import assert_no_vectors, chain
 from vecsweep.files import Tensors, read_table

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 import tiny
 from conftest import REPO, command, run_stage
 from vecsweep import Problem, tasks

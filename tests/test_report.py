@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from conftest import REPO
 from test_figures import make_database
 from vecsweep.figures import FIGURES

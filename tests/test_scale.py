@@ -8,6 +8,7 @@ from collections import defaultdict
 
 import duckdb
 import pytest
+
 from conftest import main
 from vecsweep.files import read_table
 from vecsweep.tools import scale

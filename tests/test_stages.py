@@ -7,6 +7,7 @@ answer, "." neither. `mid` and `post` are the mid-block state and the block's ou
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from conftest import command, main
 from vecsweep.stages.stages import stages_of
 

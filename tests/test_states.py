@@ -5,8 +5,9 @@ import random
 import shutil
 
 import pytest
-import tiny
 import torch
+
+import tiny
 from conftest import command, describe, main, run_stage
 from test_models import final_norm
 from vecsweep import Problem
@@ -172,11 +173,17 @@ def test_file(stage, kind):
     digest = file.metadata.pop("token_ids_sha256")
     assert digest == token_hash(rows) and len(digest) == 64
     file.metadata.pop("checksums")
+    # What the proof measured when the model was loaded.
+    for name in ("stream", "readout"):
+        assert 0 <= float(file.metadata.pop(f"proof_{name}")) < 1e-5
     assert file.metadata == provenance() | {
         "model": kind,
         "task": "towns",
         "dtype": "float32",
         "shards": "1",
+        "engine": "single",
+        "batch_tokens": batch,
+        "offload": "False",
         "step_version": str(STAGES["states"].version),
     }
     # Row by row, the plain forward of the prompt that stands in that row of the table.

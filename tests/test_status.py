@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+
 from conftest import main
 from vecsweep.engine import gpu
 

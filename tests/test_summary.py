@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from conftest import main
 from vecsweep.stages.prompts import _schema
 from vecsweep.stages.summary import crossover_depths, resampled_means

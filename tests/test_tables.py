@@ -4,6 +4,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+
 from test_figures import CHOSEN, make_database
 
 CELL = ["model", "ovector_task", "task", "domain"]

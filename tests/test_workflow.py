@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import torch
 import yaml
-from conftest import REPO
 from safetensors.torch import load_file
+
+import tiny
+from conftest import REPO
 from vecsweep.config import schema as config_schema
 from vecsweep.layout import EXECUTION, STAGES
 

@@ -15,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
+
 from vecsweep import Problem
 from vecsweep.engine import edits, forward, launch, load, proof, sharded
 from vecsweep.engine.edits import Edit

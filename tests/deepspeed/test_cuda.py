@@ -4,8 +4,9 @@ import time
 
 import pytest
 import ranks
-import tiny
 import torch
+
+import tiny
 from vecsweep.engine import gpu, load
 
 PROMPTS = [[9, 8, 7, 6, 5, last, 4] for last in (10, 11, 12)] + [[9, 8, 7, 6, 5, 4, 44, 45]]

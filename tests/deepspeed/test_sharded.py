@@ -10,18 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
-import planted
 import psutil
 import pyarrow as pa
 import pytest
 import ranks
-import tiny
 import torch
 import transformers
 import yaml
-from conftest import REPO, command, describe, main
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+import planted
+import tiny
+from conftest import REPO, command, describe, main
 from vecsweep import Problem
 from vecsweep.engine import slices as rank_files
 from vecsweep.engine.sharded import TENSOR_PARALLEL

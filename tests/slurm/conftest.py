@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import duckdb
 import pytest
-import tiny
 import yaml
+
+import tiny
 
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent

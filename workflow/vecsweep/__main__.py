@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             from vecsweep.engine import launch, load
 
             load.check(first.model, first.shards, first.engine, first.offload, first.slices)
-            return launch.ranks(first.shards, argv)
+            return launch.processes(first.shards, argv)
         return run(jobs)
     except Problem as problem:
         print(f"vecsweep {first.command}: {problem}", file=sys.stderr)
@@ -151,5 +151,5 @@ if __name__ == "__main__":
     if "RANK" in os.environ:
         from vecsweep.engine import launch
 
-        launch.as_rank(main)
+        launch.as_process(main)
     sys.exit(main())

@@ -1,10 +1,23 @@
 """Single tensors out of a safetensors checkpoint, by the model's own parameter names."""
 
+from __future__ import annotations
+
 import json
 import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from vecsweep import Problem
+from vecsweep.engine.families import Family, family_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Shape = tuple[int, ...]
 
 
 def check_files(folder: Path) -> None:
@@ -14,28 +27,16 @@ def check_files(folder: Path) -> None:
         opened(folder / file)
 
 
-def from_pretrained(folder: Path, dtype):
-    """The causal LM of a folder, in one process; Problem unless files and model fit each other.
+def refuse(
+    folder: Path,
+    missing: Collection[str],
+    unused: Collection[str],
+    shapes: Mapping[str, tuple[Shape, Shape]],
+) -> None:
+    """Problem if a parameter has no tensor, a tensor no parameter, or their shapes differ.
 
-    `transformers` itself only warns, and leaves random numbers where a tensor is missing.
+    `shapes` has those that differ: key -> (the tensor's, the parameter's).
     """
-    import transformers
-
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused here, by name
-    )
-    shapes = {key: (tuple(has), tuple(needs)) for key, has, needs in found["mismatched_keys"]}
-    unused = [key for key in found["unexpected_keys"] if not derived(key)]
-    _refuse(folder, found["missing_keys"], unused, shapes)
-    return model.eval()
-
-
-def _refuse(folder, missing, unused, shapes):
-    """Problem if a parameter has no tensor, a tensor no parameter, or their shapes differ."""
     for name, (has, needs) in sorted(shapes.items()):
         raise Problem(f"{folder}: '{name}' has shape {has}, the model needs {needs}")
     if missing:
@@ -44,22 +45,19 @@ def _refuse(folder, missing, unused, shapes):
         raise Problem(f"{folder}: {len(unused)} tensors were not used, the first '{min(unused)}'")
 
 
-def derived(key: str) -> bool:
-    """Whether a key is no parameter: old files hold attention masks and rotary tables."""
-    ends = (".attn.bias", ".masked_bias", ".rotary_emb.inv_freq", "attention.bias")
-    return key.endswith(ends) or key == "lm_head.weight"
+def unneeded(family: Family, key: str) -> bool:
+    """Whether a key that no parameter has may stand in a file: a mask or table, or a tied head."""
+    return key.endswith(family.no_parameters) or key == f"{family.head}.weight"
 
 
-def _index(folder):
+def _index(folder: Path) -> dict[str, str]:
     """key -> file name, of a checkpoint in several files; else empty."""
     index = Path(folder) / "model.safetensors.index.json"
     return json.loads(index.read_text())["weight_map"] if index.is_file() else {}
 
 
-def opened(path: Path, cure: str = "fetch it again"):
+def opened(path: Path, cure: str = "fetch it again") -> safe_open:
     """A safetensors file, opened; Problem unless it is there and whole, by its header."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         return safe_open(str(path), "pt")
     except (OSError, SafetensorError) as error:
@@ -70,14 +68,20 @@ def opened(path: Path, cure: str = "fetch it again"):
 class Checkpoint:
     """The safetensors files of a hub-format folder, opened lazily.
 
-    `checkpoint["transformer.ln_f.weight"]` reads one tensor in the file's own dtype. Files saved
-    from the bare decoder lack its prefix ("ln_f.weight"), so a name is tried both ways.
+    `checkpoint["transformer.ln_f.weight"]` reads one tensor in the file's own dtype. `skeleton` is
+    the model without its weights. Files saved from the bare decoder lack its prefix
+    ("ln_f.weight"), so a name is tried both ways; of tied parameters either name will do.
     """
 
-    def __init__(self, folder: Path, skeleton):
+    def __init__(self, folder: Path, skeleton: PreTrainedModel):
         self.folder = Path(folder)
+        self.family = family_of(skeleton)
         self._prefix = skeleton.base_model_prefix + "."
-        self._open = {}
+        self._twins = {}
+        if is_tied(skeleton):
+            head, embedding = f"{self.family.head}.weight", f"{self.family.embedding}.weight"
+            self._twins = {head: embedding, embedding: head}
+        self._open: dict[str, safe_open] = {}
         self.file_of = _index(self.folder) or {
             key: path.name
             for path in sorted(self.folder.glob("*.safetensors"))
@@ -86,49 +90,41 @@ class Checkpoint:
 
     def key_of(self, name: str) -> str | None:
         """The checkpoint's key for a parameter name, None if it has none."""
-        # GPT-NeoX files call the LM head embed_out.
-        for key in (name, name.replace("lm_head.", "embed_out.")):
-            for candidate in (key, key.removeprefix(self._prefix), self._prefix + key):
+        names = [name]
+        if self.family.head_in_files:
+            names.append(name.replace(f"{self.family.head}.", f"{self.family.head_in_files}."))
+        names += [self._twins[name]] if name in self._twins else []
+        for each in names:
+            for candidate in (each, each.removeprefix(self._prefix), self._prefix + each):
                 if candidate in self.file_of:
                     return candidate
         return None
 
-    def __contains__(self, name):
-        return self.key_of(name) is not None
-
-    def __getitem__(self, name):
-        key = self.key_of(name)
-        if key is None:
-            raise Problem(f"{self.folder}: the checkpoint has no tensor '{name}'")
+    def __getitem__(self, name: str) -> torch.Tensor:
+        key = self._found(name)
         return self._handle(self.file_of[key]).get_tensor(key)
 
-    def check(self, skeleton) -> None:
+    def check(self, skeleton: PreTrainedModel) -> None:
         """Problem unless these tensors are just the parameters of a model, by name and shape.
 
-        Reads headers only, so that all ranks of a sharded model find the same.
+        Reads headers only, so that all processes of a sharded model find the same.
         """
-        names: dict[int, list] = {}
         shapes, missing, used = {}, [], set()
         for name, parameter in skeleton.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append((name, tuple(parameter.shape)))
-        for tied in names.values():  # one of several names will do
-            keys = {key: needs for name, needs in tied if (key := self.key_of(name))}
-            used |= set(keys)
-            if not keys:
-                missing.append(tied[0][0])
-            for key, needs in keys.items():
-                has = tuple(self._handle(self.file_of[key]).get_slice(key).get_shape())
-                if has != needs:
-                    shapes[key] = has, needs
-        unused = [key for key in self.file_of if key not in used and not derived(key)]
-        _refuse(self.folder, missing, unused, shapes)
+            key, needs = self.key_of(name), tuple(parameter.shape)
+            if key is None:
+                missing.append(name)
+                continue
+            used.add(key)
+            has = tuple(self._part(key).get_shape())
+            if has != needs:
+                shapes[key] = has, needs
+        unused = [k for k in self.file_of if k not in used and not unneeded(self.family, k)]
+        refuse(self.folder, missing, unused, shapes)
 
-    def by_file(self, names, twins: dict[str, str]):
-        """Yield (name, key) of parameters file by file, with one file open at a time.
-
-        `twins` gives the other name of a tied parameter.
-        """
-        keys = {name: self.key_of(name) or self.key_of(twins[name]) for name in names}
+    def by_file(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield (name, key) of parameters file by file, with one file open at a time."""
+        keys = {name: self._found(name) for name in names}
         last = None
         for name in sorted(keys, key=lambda name: (self.file_of[keys[name]], keys[name])):
             if self.file_of[keys[name]] != last:
@@ -137,34 +133,47 @@ class Checkpoint:
             yield name, keys[name]
         self._open.clear()
 
-    def slice(self, name: str, shape: tuple, rank: int, world: int):
-        """The part of a tensor that a rank holds, read without the rest.
+    def slice(self, key: str, shape: Shape, process: int, processes: int) -> torch.Tensor:
+        """The slice of a tensor that one of several processes holds, read without the rest.
 
         It is cut along the one dimension in which `shape` is smaller than the tensor.
         """
-        key = self.key_of(name)
-        part = self._handle(self.file_of[key]).get_slice(key)
+        part = self._part(key)
         full = tuple(part.get_shape())
         if full == shape:
             return part[:]
         cut = [i for i, (a, b) in enumerate(zip(full, shape)) if a != b]
-        if len(full) != len(shape) or len(cut) != 1 or shape[cut[0]] * world != full[cut[0]]:
+        if len(full) != len(shape) or len(cut) != 1 or shape[cut[0]] * processes != full[cut[0]]:
             raise Problem(f"{self.folder}: '{key}' of shape {full} does not split into {shape}")
-        start = rank * shape[cut[0]]
+        start = process * shape[cut[0]]
         rows = slice(start, start + shape[cut[0]])
         return part[rows] if cut[0] == 0 else part[:, rows]
 
-    def flat(self, name: str, start: int, stop: int):
+    def flat(self, key: str, start: int, stop: int) -> torch.Tensor:
         """Elements start..stop of a flattened tensor, read without the rest; none past its end."""
-        key = self.key_of(name)
-        part = self._handle(self.file_of[key]).get_slice(key)
+        part = self._part(key)
         row = math.prod(part.get_shape()[1:])
         first, last = start // row, -(-stop // row)
         if first >= last:
             return part[:0].flatten()
         return part[first:last].flatten()[start - first * row : stop - first * row]
 
-    def _handle(self, file: str):
+    def _found(self, name: str) -> str:
+        key = self.key_of(name)
+        if key is None:
+            raise Problem(f"{self.folder}: the checkpoint has no tensor for '{name}'")
+        return key
+
+    def _part(self, key: str) -> Any:
+        return self._handle(self.file_of[key]).get_slice(key)
+
+    def _handle(self, file: str) -> safe_open:
         if file not in self._open:
             self._open[file] = opened(self.folder / file)
         return self._open[file]
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the LM head's weight is the embedding's."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight

@@ -180,7 +180,7 @@ def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
 
 def _run_blocks(engine, calls, start, variants, prompts, cache):
     """Run the blocks from `start` on, on `variants` copies of the recorded batch."""
-    heads = engine.model.config.num_attention_heads // engine.shards
+    heads = engine.model.config.num_attention_heads // engine.head_shards
 
     def widened(value):
         if isinstance(value, Cache):

@@ -1,20 +1,43 @@
-"""Model families as data: where the parts of a decoder-only transformer are."""
+"""Model families as data: all that is particular to one stands in its row here.
 
-from dataclasses import dataclass
-from functools import reduce
+Importing this needs no torch: the planner and the launcher read the rows too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from vecsweep import Problem
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Family:
-    """Dotted module names; those from `attention` on are relative to a block.
+    """Where the parts of a decoder-only transformer are: dotted module names.
 
-    `attention` and `ffn` are the modules whose output is what the block adds to the
-    residual stream. `ffn_norm` is the norm that reads the mid-block state, and None (or a
-    false `sequential_if`) where attention and FFN read the same input (parallel blocks).
-    `bypass` is the inner module that need not run when the FFN's output is given, `down` the
-    matrix from the FFN's neurons to the stream, `ffn_scaled` says that a norm follows it.
+    Of the model: `decoder` (without the LM head), `blocks`, `final_norm`, `embedding`, `head`.
+
+    Of a block, relative to it:
+    - `attention`, `ffn`: the modules whose output is what the block adds to the residual stream.
+    - `ffn_norm`: the module that reads the mid-block state; None where attention and FFN read the
+      same input (parallel blocks).
+    - `bypass`: the inner module that need not run when the FFN's output is given.
+    - `down`: the matrix from the FFN's neurons to the stream. Its output is the FFN's update, but
+      for a norm after it where `ffn_scaled`. None: the update has no parts by neuron.
+    - `summed`: the linear layers whose output DeepSpeed's AutoTP sums over the processes: it
+      splits their weight and leaves their bias whole, and splits both in all others. None named:
+      AutoTP cannot split this family.
+
+    Not modules:
+    - `parallel_flag`: the config attribute that says whether blocks are parallel.
+    - `norm_offset`: what the final norm adds to its weight.
+    - `head_in_files`: what checkpoints call `head`, if not so.
+    - `no_parameters`: how keys end that old checkpoints have and no model needs: attention masks
+      and rotary tables.
     """
 
     decoder: str
@@ -27,8 +50,12 @@ class Family:
     bypass: str | None = None
     down: str | None = None
     ffn_scaled: bool = False
-    parallel_flag: str | None = None  # the config attribute that says whether blocks are parallel
-    norm_offset: float = 0.0  # Gemma's RMSNorm scales by 1 + weight
+    summed: tuple[str, ...] = ()
+    head: str = "lm_head"
+    parallel_flag: str | None = None
+    norm_offset: float = 0.0
+    head_in_files: str | None = None
+    no_parameters: tuple[str, ...] = ()
 
 
 _LLAMA = Family(
@@ -40,6 +67,8 @@ _LLAMA = Family(
     ffn="mlp",
     ffn_norm="post_attention_layernorm",
     down="mlp.down_proj",
+    summed=("self_attn.o_proj", "mlp.down_proj"),
+    no_parameters=(".rotary_emb.inv_freq",),
 )
 
 FAMILIES = {
@@ -52,6 +81,8 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm="ln_2",
         down="mlp.c_proj",
+        # AutoTP knows no Conv1D. GPT-Neo fits this row; its attention is a module further down.
+        no_parameters=(".attn.bias", ".attention.bias", ".masked_bias"),
     ),
     "gptj": Family(
         decoder="transformer",
@@ -62,6 +93,8 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm=None,
         down="mlp.fc_out",
+        summed=("attn.out_proj", "mlp.fc_out"),
+        no_parameters=(".attn.bias", ".masked_bias"),
     ),
     "gpt_neox": Family(
         decoder="gpt_neox",
@@ -71,8 +104,11 @@ FAMILIES = {
         attention="attention",
         ffn="mlp",
         ffn_norm="post_attention_layernorm",
-        parallel_flag="use_parallel_residual",
         down="mlp.dense_4h_to_h",
+        summed=("attention.dense", "mlp.dense_4h_to_h"),
+        parallel_flag="use_parallel_residual",
+        head_in_files="embed_out",
+        no_parameters=(".attention.bias", ".masked_bias", ".rotary_emb.inv_freq"),
     ),
     "bloom": Family(
         decoder="transformer",
@@ -85,6 +121,7 @@ FAMILIES = {
         ffn_norm="post_attention_layernorm",
         bypass="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h",
+        summed=("self_attention.dense", "mlp.dense_4h_to_h"),
     ),
     "opt": Family(
         decoder="model",
@@ -96,64 +133,112 @@ FAMILIES = {
         ffn_norm="final_layer_norm",
         bypass="fc1",
         down="fc2",
+        summed=("self_attn.out_proj", "fc2"),
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gemma3_text": Family(
-        decoder="model",
-        blocks="model.layers",
-        final_norm="model.norm",
-        embedding="model.embed_tokens",
+    "gemma3_text": replace(
+        _LLAMA,
         attention="post_attention_layernorm",
         ffn="post_feedforward_layernorm",
         ffn_norm="pre_feedforward_layernorm",
         bypass="mlp",
-        norm_offset=1.0,
-        down="mlp.down_proj",
         ffn_scaled=True,
+        norm_offset=1.0,  # its RMSNorm scales by 1 + weight
     ),
 }
 
+# Sizes that a config.json may call by another name; several families do, in several ways.
+_SIZES = {
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
+}
 
-def module_at(root, dotted: str):
+
+def size_in(content: dict, name: str) -> int | None:
+    """`num_attention_heads` or `hidden_size` of a config.json's content; None if it has none."""
+    return next((content[key] for key in _SIZES[name] if key in content), None)
+
+
+def module_at(root: torch.nn.Module, dotted: str) -> Any:
     """The submodule of `root` at a dotted name; AttributeError if there is none."""
-    return reduce(getattr, dotted.split("."), root)
+    for name in dotted.split("."):
+        root = getattr(root, name)
+    return root
 
 
-def is_parallel(family: Family, config) -> bool:
+def output_weight(module: Any) -> torch.Tensor:
+    """The weight of a linear layer as [in, out], which is how a Conv1D keeps it."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight = module.weight.detach()
+    return weight if isinstance(module, Conv1D) else weight.T
+
+
+def is_parallel(family: Family, config: PretrainedConfig) -> bool:
     """Whether attention and FFN read the same input in this model's blocks."""
     if family.ffn_norm is None:
         return True
     return bool(family.parallel_flag and getattr(config, family.parallel_flag))
 
 
-def family_of(model) -> Family:
+def tensor_parallel(model_type: str) -> bool:
+    """Whether AutoTP can split a model type; for unlisted ones nothing says that it can."""
+    return model_type in FAMILIES and bool(FAMILIES[model_type].summed)
+
+
+def family_of(model: PreTrainedModel) -> Family:
     """The row for a `transformers` causal LM, by model type, else the first whose names all fit.
 
-    An unlisted family that fits by name is only trusted after `proof.prove`.
+    An unlisted family that fits by name is only trusted after `proof.prove`. It borrows the row,
+    without `summed`, and without `down` if it has all the rest (a mixture of experts).
     """
     model_type = model.config.model_type
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    for family in dict.fromkeys(FAMILIES.values()):
-        if _fits(family, model):
+    lacks = {}
+    for name, family in FAMILIES.items():
+        lacks[name] = _lacks(family, model)
+        if not lacks[name]:
+            return replace(family, summed=())
+    for name, family in FAMILIES.items():
+        family = replace(family, summed=(), down=None, ffn_scaled=False)
+        if not _lacks(family, model):
             return family
+    nearest = min(lacks, key=lambda name: len(lacks[name]))
     raise Problem(
-        f"unknown model family '{model_type}': its modules match none of {', '.join(FAMILIES)}; "
-        "add a row to workflow/vecsweep/engine/families.py"
+        f"unknown model family '{model_type}': it fits no row, not even {nearest}'s for want of "
+        f"{', '.join(lacks[nearest])}; add a row to workflow/vecsweep/engine/families.py"
     )
 
 
-def _fits(family: Family, model) -> bool:
-    inner = [family.attention, family.ffn, family.ffn_norm, family.bypass]
-    try:
-        for name in (family.decoder, family.blocks, family.final_norm, family.embedding):
-            module_at(model, name)
-        block = module_at(model, family.blocks)[0]
-        for name in filter(None, inner):
-            module_at(block, name)
-    except AttributeError:
-        return False
-    return True
+def _lacks(family: Family, model: PreTrainedModel) -> list[str]:
+    """What a row names and a model has not, in all of its blocks."""
+    lacking = []
+
+    def needs(root: torch.nn.Module, name: str, attribute: str = "forward") -> Any:
+        try:
+            module = module_at(root, name)
+        except AttributeError:
+            module = None
+        if not hasattr(module, attribute):
+            lacking.append(name)
+        return module
+
+    needs(model, family.decoder)
+    needs(model, family.final_norm, "weight")
+    needs(model, family.embedding, "embedding_dim")
+    needs(model, family.head, "weight")
+    if family.parallel_flag and not hasattr(model.config, family.parallel_flag):
+        lacking.append(family.parallel_flag)
+    for block in needs(model, family.blocks) or ():
+        for part in (family.attention, family.ffn, family.ffn_norm, family.bypass):
+            if part:
+                needs(block, part)
+        if family.down:
+            weight = getattr(needs(block, family.down, "weight"), "weight", None)
+            if weight is not None and weight.dim() != 2:
+                lacking.append(family.down)
+    return list(dict.fromkeys(lacking))

@@ -9,7 +9,7 @@ LINE = re.compile(r"GPU memory: (\d+) of (\d+) MB at most")
 def report() -> None:
     """Print the most memory that this process took of its GPU; nothing without one.
 
-    Every rank has a GPU and prints its own line.
+    Every process has a GPU and prints its own line.
     """
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
@@ -23,5 +23,5 @@ def line(used: int, whole: int) -> str:
 
 
 def found(log: str) -> list[tuple[int, int]]:
-    """(MB used, MB of the GPU) by each rank's line in a log."""
+    """(MB used, MB of the GPU) by each process's line in a log."""
     return [(int(used), int(whole)) for used, whole in LINE.findall(log)]

@@ -7,17 +7,18 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from vecsweep import Problem
 
-MONITOR_SECONDS = 0.5  # how often the launcher looks at its ranks
+MONITOR_SECONDS = 0.5  # how often the launcher looks at its processes
 
 
-def ranks(shards: int, argv: list[str]) -> int:
+def processes(shards: int, argv: list[str]) -> int:
     """Run `python -m vecsweep ARGV` in `shards` processes; Problem if one of them fails.
 
-    When one rank dies the others are stopped, and its own last line is the error. In a Slurm job
+    When one dies the others are stopped, and its own last line is the error. In a Slurm job
     of several nodes each gets an equal share, started by srun.
     """
     started = "VECSWEEP_NODE" in os.environ  # by _over_nodes, on one of the nodes
@@ -32,17 +33,17 @@ def ranks(shards: int, argv: list[str]) -> int:
         return _on_this_node(shards, nodes, argv, folder)
 
 
-def as_rank(run) -> None:
-    """End one of the processes that `ranks` started with the exit code of `run()`."""
+def as_process(run: Callable[[], int]) -> None:
+    """End one of the processes that `processes` started with the exit code of `run()`."""
     import torch
 
     try:
         code = run()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the others may still need this rank's part of a sum
+            torch.cuda.synchronize()  # the others may still need this one's part of a sum
     except Exception:
         traceback.print_exc()
-        # Perhaps it is another rank that died: its end has to be seen first.
+        # Perhaps it is another one that died: its end has to be seen first.
         time.sleep(4 * MONITOR_SECONDS)
         code = 1
     sys.stdout.flush()
@@ -74,12 +75,12 @@ def _on_this_node(shards, nodes, argv, folder):
         return 0
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
-        raise Problem(f"rank {number} {_reason(folder, failure)}") from None
+        raise Problem(f"process {number} {_reason(folder, failure)}") from None
 
 
 def _reason(folder, failure):
     if failure.exitcode < 0:
-        return f"was killed by signal {-failure.exitcode}; the other ranks were stopped"
+        return f"was killed by signal {-failure.exitcode}; the others were stopped"
     logs = sorted(Path(folder).rglob(f"{failure.local_rank}/stderr.log"))
     lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line]
     if not lines:

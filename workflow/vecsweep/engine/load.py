@@ -3,25 +3,30 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 
 from vecsweep import Problem
-from vecsweep.engine.families import Family, family_of, is_parallel, module_at
+from vecsweep.engine import checkpoint, sharded, slices
+from vecsweep.engine.families import Family, family_of, is_parallel, module_at, size_in
+from vecsweep.files import read_json
 
 
 @dataclass
 class Engine:
     """A loaded model and its parts, named as in `families`."""
 
-    model: torch.nn.Module
+    model: Any  # a `transformers` causal LM, or what DeepSpeed makes of it
     family: Family
     parallel: bool
     batch_tokens: int
-    shards: int = 1  # ranks that split every layer's heads and neurons (tensor parallel)
-    sharding: str = "single"
-    proof: object = None
-    leader: bool = True  # decodes and writes; the other ranks only take part
+    name: str = "unnamed"  # the model's, in messages
+    head_shards: int = 1  # processes that split every layer's heads and neurons; 1 under ZeRO-3
+    sharding: sharded.Sharding = "single"
+    proof: Any = None  # what `proof.prove` measured
+    leader: bool = True  # decodes and writes; the other processes only take part
     shape: tuple[int, int] = (0, 0)  # batch and tokens of the forward that runs
 
     @property
@@ -37,14 +42,14 @@ class Engine:
         return module_at(self.model, self.family.blocks)
 
     def part(self, layer: int, name: str) -> torch.nn.Module:
-        """The `attention`, `ffn`, `ffn_norm` or `bypass` module of a block."""
+        """The `attention`, `ffn`, `ffn_norm`, `bypass` or `down` module of a block."""
         return module_at(self.blocks[layer], getattr(self.family, name))
 
 
-def engine_of(model, batch_tokens: int) -> Engine:
+def engine_of(model: Any, batch_tokens: int, name: str = "unnamed") -> Engine:
     """An engine around a `transformers` causal LM."""
     family = family_of(model)
-    return Engine(model.eval(), family, is_parallel(family, model.config), batch_tokens)
+    return Engine(model.eval(), family, is_parallel(family, model.config), batch_tokens, name)
 
 
 def weights_folder(description: dict, beside: Path) -> Path:
@@ -58,25 +63,28 @@ def weights_folder(description: dict, beside: Path) -> Path:
     return folder.resolve()
 
 
-def check(model: Path, shards: int, engine: str, offload=False, ready: Path | None = None) -> None:
-    """Problem if a model.json's weights, or its ranks' files, are damaged or cannot be split so.
+def check(
+    model: Path,
+    shards: int,
+    wanted: sharded.Wanted,
+    offload: bool = False,
+    ready: Path | None = None,
+) -> None:
+    """Problem if a model.json's weights, or its slices, are damaged or cannot be split so.
 
     Looks at little and is done before any process starts.
     """
-    from vecsweep.engine import checkpoint, sharded, slices
-    from vecsweep.files import read_json
-
     description = read_json(model)
     folder = weights_folder(description, model)
     if not ready:
         checkpoint.check_files(folder)
-    # The plain file, since transformers takes seconds to import.
-    config = read_json(folder / "config.json")
-    heads = config.get("num_attention_heads", config.get("n_head"))
+    # The plain file, since transformers takes seconds to import its configs.
+    heads = size_in(read_json(folder / "config.json"), "num_attention_heads")
     if heads:
-        kind = sharded.choose(engine, shards, description["family"], heads, offload)
-        for rank in range(shards if ready else 0):
-            slices.opened(ready, description, kind, shards, rank)
+        sharding = sharded.choose(wanted, shards, description["family"], heads, offload)
+        if ready:
+            for process in range(shards):
+                slices.opened(ready, description, sharding, shards, process)
 
 
 def load(
@@ -84,44 +92,62 @@ def load(
     beside: Path,
     batch_tokens: int,
     shards: int = 1,
-    engine: str = "auto",
+    wanted: sharded.Wanted = "auto",
     offload: bool = False,
     ready: Path | None = None,
-):
+) -> Engine:
     """The engine of a described model, on the GPU if there is one, in the config's dtype.
 
-    `description` is model.json's content, `beside` its path. With several shards the processes
-    that torchrun or srun started each hold a part (see `sharded`), which they read from the folder
-    `ready` if stage preshard wrote it.
+    `description` is model.json's content, `beside` its path, `wanted` the config's `engine`. With
+    several shards the processes that torchrun or srun started each hold a slice (see `sharded`),
+    which they read from the folder `ready` if stage preshard wrote it.
     """
-    import transformers
-
-    from vecsweep.engine import checkpoint, sharded, slices
-
     folder = weights_folder(description, beside)
     if not ready:
         checkpoint.check_files(folder)
     dtype = getattr(torch, description["dtype"])
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     heads = config.num_attention_heads
-    kind = sharded.choose(engine, shards, description["family"], heads, offload)
-    print(f"engine: {kind}, shards: {shards}", file=sys.stderr)
+    sharding = sharded.choose(wanted, shards, description["family"], heads, offload)
+    print(f"engine: {sharding}, shards: {shards}", file=sys.stderr)
     try:
-        if kind == "single":
-            model = checkpoint.from_pretrained(folder, dtype)
+        if sharding == "single":
+            model = _load_single(folder, dtype)
             model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             sharded.start()
-            mine = ready and slices.opened(ready, description, kind, shards, sharded.rank())
-            options = {"offload": offload} if kind == "zero" else {}
-            model = getattr(sharded, f"load_{kind}")(config, folder, dtype, mine, **options)
+            mine = ready and slices.opened(ready, description, sharding, shards, sharded.process())
+            if sharding == "tensor":
+                model = sharded.load_tensor(config, folder, dtype, mine)
+            else:
+                model = sharded.load_zero(config, folder, dtype, mine, offload)
             sharded.report(model, description)
     except Problem:
         raise
     except Exception as error:  # safetensors, transformers and torch each raise their own
         reason = " ".join(str(error).split())
         raise Problem(f"cannot load '{description['model']}' from {folder}: {reason}") from error
-    loaded = engine_of(model, batch_tokens)
-    loaded.shards = shards if kind == "tensor" else 1
-    loaded.leader = sharded.rank() == 0
+    loaded = engine_of(model, batch_tokens, description["model"])
+    loaded.sharding = sharding
+    loaded.head_shards = shards if sharding == "tensor" else 1
+    loaded.leader = sharded.process() == 0
     return loaded
+
+
+def _load_single(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal LM of a folder, in one process; Problem unless files and model fit each other.
+
+    `transformers` itself only warns, and leaves random numbers where a tensor is missing.
+    """
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused here, by name
+    )
+    family = family_of(model)
+    shapes = {key: (tuple(has), tuple(needs)) for key, has, needs in found["mismatched_keys"]}
+    unused = [key for key in found["unexpected_keys"] if not checkpoint.unneeded(family, key)]
+    checkpoint.refuse(folder, found["missing_keys"], unused, shapes)
+    return model.eval()

@@ -54,5 +54,4 @@ def how_it_ran(args, engine: load.Engine) -> dict:
     """What a result's notes say of the run of the model: execution settings, and the proof."""
     notes = {"shards": args.shards, "engine": engine.sharding, "batch_tokens": args.batch_tokens}
     notes |= {"offload": args.offload}
-    found = vars(engine.proof) if engine.proof else {"stream": None, "readout": None}
-    return notes | {f"proof_{name}": value for name, value in found.items()}
+    return notes | {f"proof_{name}": value for name, value in vars(engine.proof).items()}

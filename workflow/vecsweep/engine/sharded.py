@@ -1,55 +1,56 @@
 """Models that are spread over several devices by DeepSpeed: tensor parallel or ZeRO-3.
 
-Every rank runs the same stage on the same prompts; rank 0 decodes and writes. All ranks hold the
-full activations after each sublayer, so that hooks and edits work as in a single process.
+Every process runs the same stage on the same prompts; process 0 decodes and writes. All processes
+hold the full activations after each sublayer, so that hooks and edits work as in a single one.
 """
 
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+import transformers
+from safetensors import safe_open
+from transformers.initialization import no_init_weights
+from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
 from vecsweep import Problem
 from vecsweep.engine import slices
+from vecsweep.engine.checkpoint import Checkpoint
+from vecsweep.engine.families import tensor_parallel
 
-# Families whose linear layers DeepSpeed's AutoTP can split; GPT-2's Conv1D it cannot.
-TENSOR_PARALLEL = (
-    "gptj",
-    "gpt_neox",
-    "bloom",
-    "opt",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma3_text",
-)
+Sharding = Literal["single", "tensor", "zero"]
+Wanted = Literal["auto", "single", "tensor", "zero"]  # the config's `engine`
 
 
-def choose(engine: str, shards: int, family: str, heads: int, offload: bool = False) -> str:
-    """single, tensor or zero, for a config's `engine`, `shards` and the model's family.
+def choose(
+    wanted: Wanted, shards: int, model_type: str, heads: int, offload: bool = False
+) -> Sharding:
+    """How a model is run, by the config's `engine` (`wanted`) and `shards`, and its family.
 
     auto: single for one shard; tensor where AutoTP supports the family and the shards divide the
     attention heads; zero otherwise, and always with `offload`.
     """
     if offload:
-        if engine in ("single", "tensor"):
-            raise Problem(f"engine: {engine} cannot offload; write engine: zero or auto")
+        if wanted in ("single", "tensor"):
+            raise Problem(f"engine: {wanted} cannot offload; write engine: zero or auto")
         return "zero"
     if shards == 1:
-        if engine in ("tensor", "zero"):
-            raise Problem(f"engine: {engine} needs shards: 2 or more")
+        if wanted in ("tensor", "zero"):
+            raise Problem(f"engine: {wanted} needs shards: 2 or more")
         return "single"
-    if engine == "single":
+    if wanted == "single":
         raise Problem(
             f"engine: single runs on one device, but shards: {shards}; write engine: auto"
         )
-    if engine == "tensor":
-        if family not in TENSOR_PARALLEL:
+    if wanted == "tensor":
+        if not tensor_parallel(model_type):
             raise Problem(
-                f"engine: tensor cannot split the family '{family}'; write engine: zero or auto"
+                f"engine: tensor cannot split the family '{model_type}'; "
+                "write engine: zero or auto"
             )
         if heads % shards:
             fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
@@ -58,20 +59,21 @@ def choose(engine: str, shards: int, family: str, heads: int, offload: bool = Fa
                 f"choose from {fits}, or engine: zero"
             )
         return "tensor"
-    if engine == "auto" and family in TENSOR_PARALLEL and heads % shards == 0:
+    if wanted == "auto" and tensor_parallel(model_type) and heads % shards == 0:
         return "tensor"
     return "zero"
 
 
-def rank() -> int:
-    """This process's rank; 0 in a single process."""
+def process() -> int:
+    """The number of this process among those that share the model; 0 in a single one."""
     return int(os.environ.get("RANK", 0))
 
 
 def start() -> None:
     """Join the job's process group; RANK, WORLD_SIZE and MASTER_ADDR are in the environment."""
-    import deepspeed
     from deepspeed.runtime.zero import partition_parameters
+
+    import deepspeed  # takes seconds
 
     if not torch.cuda.is_available():
         # Its shared-memory all-reduce takes minutes to compile, crashes unless LOCAL_SIZE is
@@ -84,7 +86,7 @@ def start() -> None:
 
 
 class _Gathered:
-    """The ranks' parts of a tensor on their way into `whole`; `wait()` for them.
+    """The processes' parts of a tensor on their way into `whole`; `wait()` for them.
 
     Stands in for DeepSpeed's all-gather on CPUs, since gloo's makes a second whole tensor.
     """
@@ -102,52 +104,67 @@ class _Gathered:
             sent.wait()
 
 
-def load_tensor(config, folder: Path, dtype: torch.dtype, ready=None):
-    """The causal LM of a folder, split by AutoTP over all ranks.
+def load_tensor(
+    config: Any, folder: Path, dtype: torch.dtype, ready: safe_open | None = None
+) -> Any:
+    """The causal LM of a folder, split by AutoTP over all processes.
 
-    The skeleton has no memory; each rank then reads just its slices from the files, in the
-    files' own dtype, or all of its own file `ready`. Problem unless files and model fit each other.
+    The skeleton has no memory; each process then reads just its slices from the files, in the
+    files' own dtype, or all of its own opened file `ready`. Problem unless files and model fit
+    each other.
     """
-    import deepspeed
-    import transformers
     from accelerate import init_empty_weights
 
-    world = torch.distributed.get_world_size()
+    import deepspeed
+
+    processes = torch.distributed.get_world_size()
     files = None if ready else _fitting(config, folder)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    whole = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    whole = _shapes(model)
     # init_inference replaces modules and loses their buffers.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model = deepspeed.init_inference(
         model,
-        tensor_parallel={"tp_size": world, "tp_grain_size": 1},
+        tensor_parallel={"tp_size": processes, "tp_grain_size": 1},
         dtype=dtype,
         replace_with_kernel_inject=False,
     ).module
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # AutoTP splits a tied head along its input, so that it no longer is the embedding.
-    held = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    held = _shapes(model)
+    if held == {name: whole.get(name, shape) for name, shape in held.items()}:
+        # With a layout that it does not know DeepSpeed keeps every weight whole.
+        raise Problem(f"the model was not split over {processes} processes; write engine: zero")
 
-    def cut():
-        for name, key in files.by_file(held, _twins(model)):
+    def cut(files: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, key in files.by_file(held):
+            part = files.slice(key, held[name], process(), processes)
             # A copy, or the whole file would stay mapped.
-            yield name, files.slice(key, held[name], rank(), world).to(device, dtype, copy=True)
+            yield name, part.to(device, dtype, copy=True)
 
-    for name, part in slices.parts(ready, held) if ready else cut():
-        _put(model, name, torch.nn.Parameter(part.to(device), requires_grad=False))
+    for name, part in cut(files) if files else slices.parts(ready, held):
+        module, last = _place(model, name)
+        module._parameters[last] = torch.nn.Parameter(part.to(device), requires_grad=False)
     for name, buffer in buffers.items():
-        _put(model, name, buffer.to(device), buffer=True)
-    _prove_split(model, whole, world)
+        module, last = _place(model, name)
+        module._buffers[last] = buffer.to(device)
     return model
 
 
-def _fitting(config, folder):
+def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters by name, tied ones under each of theirs."""
+    return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _place(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
+    """(module, its own name for it) of a parameter or buffer."""
+    path, _, last = name.rpartition(".")
+    return model.get_submodule(path), last
+
+
+def _fitting(config: Any, folder: Path) -> Checkpoint:
     """The opened checkpoint of a folder; Problem unless it has just what the model needs."""
-    import transformers
-
-    from vecsweep.engine.checkpoint import Checkpoint
-
     # Not accelerate's skeleton: on it a tied head is a parameter of its own.
     with torch.device("meta"):
         skeleton = transformers.AutoModelForCausalLM.from_config(config)
@@ -167,65 +184,49 @@ def _return_freed_memory():
         libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
-def _twins(model):
-    """The other name of a tied parameter, which may be the one that a checkpoint has."""
-    from vecsweep.engine.families import family_of
-
-    embedding = f"{family_of(model).embedding}.weight"
-    return {"lm_head.weight": embedding, embedding: "lm_head.weight"}
-
-
-def _put(model, name, value, buffer=False):
-    *path, last = name.split(".")
-    module = model.get_submodule(".".join(path))
-    if buffer:
-        module._buffers[last] = value
-    else:
-        module._parameters[last] = value
-
-
-def parts_of(model) -> dict[str, torch.Tensor]:
-    """What this rank holds of each parameter, tied ones once; under ZeRO-3 flat pieces."""
+def parts_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What this process holds of each parameter, tied ones once; under ZeRO-3 flat pieces."""
     return {name: getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
 
 
-def bytes_held(model) -> int:
-    """Bytes of the parameters that this rank holds, tied ones once."""
+def bytes_held(model: torch.nn.Module) -> int:
+    """Bytes of the parameters that this process holds, tied ones once."""
     return sum(part.numel() * part.element_size() for part in parts_of(model).values())
 
 
-def report(model, description: dict) -> None:
-    """Say what each rank holds; Problem unless all ranks take part and none holds everything."""
-    world = torch.distributed.get_world_size()
-    held = [None] * world
-    torch.distributed.all_gather_object(held, bytes_held(model))
+def report(model: torch.nn.Module, description: dict) -> None:
+    """Say what each process holds; Problem unless all take part and none holds everything."""
+    held = gathered(bytes_held(model))
     size = torch.finfo(getattr(torch, description["dtype"])).bits // 8
     whole = description["parameters"] * size
-    if rank() == 0:
+    if process() == 0:
         shares = ", ".join(f"{number / whole:.2f}" for number in held)
-        print(f"of {whole / 2**20:.0f} MiB the ranks hold {shares}", file=sys.stderr)
-    if world > 1 and any(number >= whole for number in held):
-        raise Problem(f"a rank holds the whole model of {whole} bytes; write engine: zero")
+        print(f"of {whole / 2**20:.0f} MiB the processes hold {shares}", file=sys.stderr)
+    if len(held) > 1 and any(number >= whole for number in held):
+        raise Problem(f"a process holds the whole model of {whole} bytes; write engine: zero")
 
 
-def _prove_split(model, whole, world):
-    """Problem unless block weights really are split: with a wrong layout DeepSpeed keeps them."""
-    held = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    split = [name for name, shape in held.items() if shape != whole.get(name, shape)]
-    if not split:
-        raise Problem(f"the model was not split over {world} ranks; write engine: zero")
+def gathered(mine: Any) -> list:
+    """What every process gives, in their order: on each of them, which all must call this."""
+    every = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    return every
 
 
-def load_zero(config, folder: Path, dtype: torch.dtype, ready=None, offload=False):
-    """The causal LM of a folder under ZeRO-3 inference: every rank holds a part of each tensor.
+def load_zero(
+    config: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    ready: safe_open | None = None,
+    offload: bool = False,
+) -> Any:
+    """The causal LM of a folder under ZeRO-3 inference: every process holds a part of each tensor.
 
-    Each rank reads just its parts from the files, or all of its own file `ready`; transformers'
-    own loading has every rank read everything. With `offload` the parts stay in host memory.
+    Each process reads just its parts from the files, or all of its own opened file `ready`;
+    transformers' own loading has every one read everything. With `offload` the parts stay in host
+    memory.
     """
     import deepspeed
-    import transformers
-    from transformers.initialization import no_init_weights
-    from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
     class Parts(deepspeed.zero.Init):
         """DeepSpeed's own, without sending numbers around that are read from files anyway."""
@@ -235,7 +236,7 @@ def load_zero(config, folder: Path, dtype: torch.dtype, ready=None, offload=Fals
             param.partition()
 
     files = None if ready else _fitting(config, folder)
-    settings = {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
             "stage": 3,
@@ -263,8 +264,8 @@ def load_zero(config, folder: Path, dtype: torch.dtype, ready=None, offload=Fals
                 held[name].data.copy_(part)
             else:  # the file's own pages will do
                 held[name].data = part
-    for name, key in files.by_file(held, _twins(model)) if files else ():
-        start = rank() * held[name].numel()
+    for name, key in files.by_file(held) if files else ():
+        start = process() * held[name].numel()
         stop = min(start + held[name].numel(), model.get_parameter(name).ds_numel)
         part = files.flat(key, start, stop)
         held[name].data[: len(part)].copy_(part)

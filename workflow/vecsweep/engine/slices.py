@@ -1,44 +1,55 @@
-"""Files of what each rank of a sharded model holds, which stage `preshard` writes."""
+"""Files of what each process of a sharded model holds, which stage `preshard` writes."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vecsweep import STEP_VERSIONS, Problem
+from safetensors import safe_open
+
+from vecsweep import Problem
 from vecsweep.engine import checkpoint
 
+if TYPE_CHECKING:
+    import torch
 
-def file_of(folder: Path, rank: int) -> Path:
-    """The file of one rank."""
-    return Path(folder) / f"rank-{rank}.safetensors"
+FORMAT = 1  # of these files
 
 
-def notes(description: dict, engine: str, shards: int, rank: int) -> dict[str, str]:
+def file_of(folder: Path, process: int) -> Path:
+    """The file of one process."""
+    return Path(folder) / f"slice-{process}.safetensors"
+
+
+def notes(description: dict, sharding: str, shards: int, process: int) -> dict[str, str]:
     """What a file says of itself, and what must be the same for a job to start from it."""
     values = {
         "model": description["model"],
         "checkpoint": description["revision"] or description["sha256"],
         "dtype": description["dtype"],
-        "engine": engine,
+        "engine": sharding,
         "shards": shards,
-        "rank": rank,
+        "slice": process,
         "deepspeed": metadata.version("deepspeed"),  # how tensors are cut is its own affair
-        "step_version": STEP_VERSIONS["preshard"],
+        "format": FORMAT,
     }
     return {key: str(value) for key, value in values.items()}
 
 
-def opened(folder: Path, description: dict, engine: str, shards: int, rank: int):
-    """The opened file of one rank; Problem unless it is whole and of this model, cut like this."""
-    path, cure = file_of(folder, rank), f"delete {folder} and run again"
+def opened(folder: Path, description: dict, sharding: str, shards: int, process: int) -> safe_open:
+    """The opened file of a process; Problem unless it is whole and of this model, cut like this."""
+    path, cure = file_of(folder, process), f"delete {folder} and run again"
     file = checkpoint.opened(path, cure)
     found = file.metadata() or {}
-    for key, needed in notes(description, engine, shards, rank).items():
+    for key, needed in notes(description, sharding, shards, process).items():
         if found.get(key) != needed:
             raise Problem(f"{path} is for {key}: {found.get(key)}, not {needed}; {cure}")
     return file
 
 
-def parts(file, shapes: dict[str, tuple]):
+def parts(file: safe_open, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of all parameters; Problem unless just these are there.
 
     The tensors are the file's own pages: nothing is copied, and their content is not checked.
@@ -50,6 +61,8 @@ def parts(file, shapes: dict[str, tuple]):
         if tuple(file.get_slice(name).get_shape()) != shapes[name]
     }
     if wrong:
-        raise Problem(f"the rank's file and the model differ in '{min(wrong)}'; run preshard again")
+        raise Problem(
+            f"the slice's file and the model differ in '{min(wrong)}'; run preshard again"
+        )
     for name in shapes:
         yield name, file.get_tensor(name)

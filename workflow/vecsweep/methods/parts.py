@@ -2,9 +2,11 @@
 
 import torch
 
+from vecsweep.engine.families import output_weight
 from vecsweep.engine.forward import first, hooks, last_token_states
 from vecsweep.engine.load import Engine
 from vecsweep.engine.plans import Plan, named
+from vecsweep.engine.sharded import gathered
 from vecsweep.methods.setting import Setting
 from vecsweep.tasks.rows import kept_rows
 
@@ -57,20 +59,17 @@ def neuron_parts(engine: Engine, layer: int, ids: list[int]):
     def inside(module, args, output):
         seen["activation"] = args[0].reshape(-1, args[0].shape[-1])[-1].float()
         seen["sum"] = first(output).reshape(-1, output.shape[-1])[-1].float()
-        # GPT-2's Conv1D keeps its weight as [in, out], Linear as [out, in]. Copied, and before
-        # any other hook: ZeRO-3 has gathered it for this forward and its own hook drops it.
-        weight = module.weight.detach()
-        seen["weight"] = (weight if hasattr(module, "nx") else weight.T).float().clone()
+        # Copied, and before any other hook: ZeRO-3 has gathered it for this forward and its own
+        # hook drops it.
+        seen["weight"] = output_weight(module).float().clone()
 
     down = engine.part(layer, "down")
     with hooks([down.register_forward_hook(inside, prepend=True)]):
         update = last_token_states(engine, [[ids]])[f"ffn_out.{layer:02d}"][0].float()
     with torch.inference_mode():
         shares = (seen["activation"][:, None] * seen["weight"]).cpu()
-    if engine.shards > 1:  # each rank has its own neurons
-        gathered = [torch.empty(0)] * engine.shards
-        torch.distributed.all_gather_object(gathered, shares)
-        shares = torch.cat(gathered)
+    if engine.head_shards > 1:  # each process has its own neurons
+        shares = torch.cat(gathered(shares))
     if engine.family.ffn_scaled:
         return shares * (update / seen["sum"].cpu()), torch.zeros_like(update)
     return shares, update - shares.sum(0)

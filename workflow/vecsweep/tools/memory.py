@@ -1,9 +1,9 @@
-"""`python -m vecsweep.tools.memory --shards 1 2 4`: peak host memory of each rank while loading.
+"""Peak host memory of each process while a model is loaded.
 
 Makes a random BLOOM of half a billion parameters in eight bfloat16 files in a temporary folder,
 loads it as the stages do, runs a prompt, and prints a table; with --preshard also what stage
 preshard takes to write the slices, and a start from them. Anonymous memory is what cannot be
-dropped; resident memory has the pages of mapped files too, which all ranks of a node share.
+dropped; resident memory has the pages of mapped files too, which all processes of a node share.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def save(folder: Path) -> None:
 
 
 def measure(folder: Path, shards: int, engine: str, way: str) -> None:
-    """Load the model as one rank of `shards` and write what that took into the folder."""
+    """Load the model as one of `shards` processes and write what that took into the folder."""
     import torch
     import transformers
 
@@ -78,53 +78,58 @@ def measure(folder: Path, shards: int, engine: str, way: str) -> None:
     if shards > 1:
         sharded.start()
     path, ready = folder / "model.json", folder / f"{shards}-{engine}"
-    how = {"batch_tokens": 64, "shards": shards, "engine": engine}
+    how = {"batch_tokens": 64, "shards": shards}
     with torch.device("meta"):  # what is imported for it is no part of loading
         config = transformers.AutoConfig.from_pretrained(folder / "weights")
         transformers.AutoModelForCausalLM.from_config(config)
     before, start = memory(), time.monotonic()
     with Peak() as peak:
         if way == "write":
-            preshard.run(argparse.Namespace(model=path, output=ready, offload=False, **how))
-            held = slices.file_of(ready, sharded.rank()).stat().st_size
+            options = {"model": path, "output": ready, "engine": engine, "offload": False}
+            preshard.run(argparse.Namespace(**options, **how))
+            held = slices.file_of(ready, sharded.process()).stat().st_size
         else:
-            how["ready"] = ready if way == "start" else None
-            loaded = load.load(read_json(path), path, **how)
+            options = {"wanted": engine, "ready": ready if way == "start" else None}
+            loaded = load.load(read_json(path), path, **options, **how)
             held = sharded.bytes_held(loaded.model)
         seconds = time.monotonic() - start
         if way != "write":
             forward.last_token_states(loaded, [[[1, 2, 3, 4]]])
     anonymous, resident = (b - a for a, b in zip(before, peak.bytes))
     found = {"seconds": seconds, "held": held, "anonymous": anonymous, "resident": resident}
-    write_json(found, folder / f"rank-{sharded.rank()}.json")
+    write_json(found, folder / f"process-{sharded.process()}.json")
     if shards > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def run(folder: Path, shards: int, engine: str, way: str) -> list[dict]:
-    """What each rank found."""
+def found_by(folder: Path, shards: int, engine: str, way: str) -> list[dict]:
+    """What each process found."""
     command = [sys.executable, "-m"]
     if shards > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(shards), "-m"]
-    command += ["vecsweep.tools.memory", "--rank-of", str(folder)]
+    command += ["vecsweep", "memory", "--process-of", str(folder)]
     command += ["--shards", str(shards), "--engine", engine, "--way", way]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(shards)]
+    return [json.loads((folder / f"process-{i}.json").read_text()) for i in range(shards)]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4])
+def arguments(parser):
+    counts = {"type": int, "nargs": "+", "default": [1, 2, 4]}
+    parser.add_argument("--shards", dest="counts", **counts, help="processes, [1 2 4]")
     parser.add_argument("--engine", default="auto", help="auto, tensor or zero; for several shards")
     parser.add_argument("--preshard", action="store_true", help="slices too: written, started from")
     parser.add_argument("--way", help=argparse.SUPPRESS)
-    parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.rank_of:
-        return measure(args.rank_of, args.shards[0], args.engine, args.way)
+    parser.add_argument("--process-of", type=Path, help=argparse.SUPPRESS)
+
+
+def run(args):
+    """Measure each way with each number of processes; print the table."""
+    if args.process_of:
+        measure(args.process_of, args.counts[0], args.engine, args.way)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(folder)
@@ -135,21 +140,17 @@ def main():
             f"{parameters / 1e6:.0f} M parameters, {2 * parameters / MIB:.0f} MiB in "
             f"{len(weights)} bfloat16 files; the largest tensor {tensor / MIB:.0f} MiB\n"
         )
-        names = ["shards", "way", "a rank's part, MiB", "peak, anonymous", "peak, resident"]
+        names = ["shards", "way", "a process's part, MiB", "peak, anonymous", "peak, resident"]
         names += ["allowed", "seconds"]
         print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}")
         slices = ("write", "start") if args.preshard else ()
-        ways = [(n, way) for n in args.shards for way in ("load", *(slices if n > 1 else ()))]
+        ways = [(n, way) for n in args.counts for way in ("load", *(slices if n > 1 else ()))]
         for shards, way in ways:
-            found = run(folder, shards, args.engine if shards > 1 else "auto", way)
-            worst = max(found, key=lambda rank: rank["resident"])
+            found = found_by(folder, shards, args.engine if shards > 1 else "auto", way)
+            worst = max(found, key=lambda process: process["resident"])
             allowed = 1.2 * worst["held"] + tensor
             numbers = [worst["held"], worst["anonymous"], worst["resident"], allowed]
             cells = [f"{number / MIB:.0f}" for number in numbers]
             print(
                 f"| {shards} | {way} | {' | '.join(cells)} | {worst['seconds']:.1f} |", flush=True
             )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`vecsweep plan MODEL`: what a model of the config needs, from its sizes alone: no weights.
+"""What a model of the config needs, from its sizes alone: no weights.
 
 Sizes come from a local folder's or a cached snapshot's config.json, or from
 `engine/architectures.yaml`.
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from vecsweep import Problem
+from vecsweep import Problem, config, tasks
+from vecsweep.engine.families import family_of, module_at, size_in
 from vecsweep.files import PACKAGE
 
 ARCHITECTURES = PACKAGE / "engine" / "architectures.yaml"
@@ -27,10 +28,6 @@ FLOPS = 80e12  # per device and second, at small batches: a quarter of what an A
 SITES = 3  # resid_mid, ffn_out, resid_post
 MOST_NODES = 4
 
-# The last names of the linear layers whose output AutoTP sums over the ranks: it splits their
-# weight and leaves their bias whole. Of all others in a block it splits both.
-SUMMED = ("dense", "dense_4h_to_h", "out_proj", "fc_out", "fc2", "o_proj", "down_proj", "c_proj")
-
 
 def arguments(parser):
     parser.add_argument("model", help="a name under `models` in the config")
@@ -42,34 +39,21 @@ def arguments(parser):
 
 def run(args):
     """Print the plan of a model."""
-    config = read_config(args.configfile)
-    if args.model not in config["models"]:
-        names = ", ".join(config["models"])
+    grid = config.load(args.configfile)
+    if args.model not in grid["models"]:
+        names = ", ".join(grid["models"])
         raise Problem(f"{args.configfile} has no model '{args.model}'; it has {names}")
-    settings = config["models"][args.model]
-    prompts = {name: prompt_count(config, name) for name in config["tasks"]}
+    settings = grid["models"][args.model]
+    prompts = {name: prompt_count(grid, name) for name in grid["tasks"]}
     facts = Facts(args.model, settings)
     print("\n".join(report(args, settings, facts, prompts)))
 
 
-def read_config(path: Path) -> dict:
-    """The checked config, defaults filled in."""
-    from vecsweep import config
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    return config.checked(content)
-
-
-def prompt_count(config: dict, task: str) -> int:
+def prompt_count(grid: dict, task: str) -> int:
     """Prompts of one task whose states are captured: abstractive and extractive, at most."""
-    from vecsweep import tasks
-
-    settings = config["tasks"][task]
+    settings = grid["tasks"][task]
     rows = len(tasks.load(settings.get("file", TASKS / f"{task}.yaml")).rows)
-    most = settings.get("max_prompts", config["prompts"]["max_prompts"])
+    most = settings.get("max_prompts", grid["prompts"]["max_prompts"])
     return 2 * min(rows, most or rows)
 
 
@@ -120,8 +104,6 @@ class Facts:
         import torch
         import transformers
 
-        from vecsweep.engine.families import family_of, module_at
-
         content = architecture(name, settings)
         if content is None:
             raise Problem(
@@ -130,13 +112,12 @@ class Facts:
             )
         content = {k: v for k, v in content.items() if k != "parameters"}
         try:
-            config = transformers.AutoConfig.for_model(**content)
+            self.config = transformers.AutoConfig.for_model(**content)
             with torch.device("meta"):
-                self.model = transformers.AutoModelForCausalLM.from_config(config)
+                self.model = transformers.AutoModelForCausalLM.from_config(self.config)
         except Exception as error:  # a bad value raises transformers' own
             reason = " ".join(str(error).split())
             raise Problem(f"model '{name}': bad sizes: {reason}") from error
-        self.config = config
         self.family = family_of(self.model)
         self.blocks = module_at(self.model, self.family.blocks)
         self.size = BYTES[settings["dtype"]]
@@ -145,44 +126,46 @@ class Facts:
         self.block = sum(p.numel() for p in self.blocks[0].parameters()) * self.size
         self.largest = max(p.numel() for p in self.model.parameters()) * self.size
 
-    def held(self, engine: str, shards: int) -> int:
-        """Bytes of parameters that each rank holds."""
-        if engine == "single":
+    def held(self, sharding: str, shards: int) -> int:
+        """Bytes of parameters that each process holds."""
+        if sharding == "single":
             return self.whole
-        if engine == "zero":
+        if sharding == "zero":
             # Each tensor is cut into equal parts, the last one padded.
             parts = (math.ceil(p.numel() / shards) for p in self.model.parameters())
             return sum(parts) * self.size
         return sum(self._tensor_parallel(shards)) * self.size
 
-    def on_device(self, engine: str, shards: int, offload: bool) -> int:
-        """Bytes of parameters that each device needs; with offload one tensor and this rank's part."""
+    def on_device(self, sharding: str, shards: int, offload: bool) -> int:
+        """Bytes of parameters that each device needs; with offload one tensor and a part of it."""
         if not offload:
-            return self.held(engine, shards)
+            return self.held(sharding, shards)
         return math.ceil(self.largest * (1 + 1 / shards))
 
     def _tensor_parallel(self, shards):
+        """Numbers that a process holds of each parameter."""
         import torch
 
         embedding = self.model.get_input_embeddings().weight
-        split = {}  # id of a parameter -> whether it is
+        split = set()  # ids of parameters
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Linear):
-                whole_bias = name.split(".")[-1] in (*SUMMED, "lm_head", "embed_out")
-                split[id(module.weight)] = True
-                split[id(module.bias)] = not whole_bias
+                split.add(id(module.weight))
+                if not name.endswith((*self.family.summed, self.family.head)):
+                    split.add(id(module.bias))
         for parameter in self.model.parameters():
-            if parameter is embedding:  # whole on every rank, and cut once more as a tied head
-                yield parameter.numel() * (1 + split.get(id(parameter), False) / shards)
+            count, cut = parameter.numel(), id(parameter) in split
+            if parameter is embedding:  # whole in every process, and cut once more as a tied head
+                yield count + cut * count / shards
             else:
-                yield parameter.numel() / (shards if split.get(id(parameter)) else 1)
+                yield count / shards if cut else count
 
     def capture(self) -> int:
         """Bytes of the states that one prompt leaves: sites x layers x d_model."""
         return SITES * len(self.blocks) * self.config.hidden_size * self.size
 
     def activations(self, tokens: int, shards: int) -> int:
-        """Bytes of a batch's key-value cache, FFN inner layer and copies of the stream, a rank."""
+        """Bytes of a batch's key-value cache, FFN inner layer and copies of the stream, a process."""
         d = self.config.hidden_size
         width = getattr(self.config, "head_dim", None) or d // self.config.num_attention_heads
         heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
@@ -203,13 +186,11 @@ def shard_counts(heads: int, gpus_per_node: int) -> list[int]:
 
 
 def engine_for(settings: dict, facts: Facts, shards: int) -> str:
-    """The engine that a job would take."""
+    """How a job would run the model: single, tensor or zero."""
     from vecsweep.engine import sharded
 
-    wanted = settings["engine"] if shards > 1 else "auto"
     heads, offload = facts.config.num_attention_heads, settings.get("offload", False)
-    if offload:
-        wanted = settings["engine"]
+    wanted = settings["engine"] if shards > 1 or offload else "auto"
     return sharded.choose(wanted, shards, facts.config.model_type, heads, offload)
 
 
@@ -217,26 +198,24 @@ def suggested(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: in
     """The smallest shard count with which weights and a batch fit a device; None if none does."""
     for shards in shard_counts(facts.config.num_attention_heads, gpus_per_node):
         try:
-            engine = engine_for(settings, facts, shards)
+            sharding = engine_for(settings, facts, shards)
         except Problem:
             continue
-        batch = facts.activations(settings["batch_tokens"], shards if engine == "tensor" else 1)
+        batch = facts.activations(settings["batch_tokens"], shards if sharding == "tensor" else 1)
         offload = settings.get("offload", False)
-        needed = facts.on_device(engine, shards, offload) + batch
+        needed = facts.on_device(sharding, shards, offload) + batch
         if needed <= HEADROOM * gpu_memory * 1e9:
             return shards
     return None
 
 
 def host_bytes(held: float, largest: float) -> float:
-    """Memory of a rank's process while it loads: its part, a fifth more, and one whole tensor."""
+    """Memory of a process while it loads: its part, a fifth more, and one whole tensor."""
     return 1.2 * held + largest
 
 
 def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[str]:
     """The lines that `run` prints."""
-    from vecsweep.engine.sharded import TENSOR_PARALLEL
-
     config, heads = facts.config, facts.config.num_attention_heads
     lines = [
         f"{args.model}: {config.model_type}, {len(facts.blocks)} layers, d_model "
@@ -250,7 +229,7 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
     choice = suggested(settings, facts, args.gpu_memory, args.gpus_per_node)
     offload = settings.get("offload", False)
     for shards in shard_counts(heads, args.gpus_per_node):
-        tensor = config.model_type in TENSOR_PARALLEL and heads % shards == 0 and not offload
+        tensor = bool(facts.family.summed) and heads % shards == 0 and not offload
         zero = facts.held("zero", shards)
         held = facts.held("tensor", shards) if tensor and shards > 1 else zero
         batch = facts.activations(settings["batch_tokens"], shards if tensor else 1)
@@ -287,7 +266,7 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
         device = facts.on_device("zero", used, True)
         lines.append(
             f"offload             weights in host memory, {facts.held('zero', used) / GIB:.1f} GiB a "
-            f"rank; at most {device / GIB:.1f} GiB of them on a device at a time"
+            f"process; at most {device / GIB:.1f} GiB of them on a device at a time"
         )
     if choice is None:
         lines.append(f"No listed shard count fits devices of {args.gpu_memory:g} GB.")
@@ -317,11 +296,11 @@ def resources(
     so quick enough for Snakemake's parse.
     """
     content = architecture(name, settings)
-    if content is None or not content.get("parameters"):
+    width = content and size_in(content, "hidden_size")
+    if not content or not width or not content.get("parameters"):
         return {}
     shards, size, parameters = settings["shards"], BYTES[settings["dtype"]], content["parameters"]
     nodes = math.ceil(shards / gpus_per_node)
-    width = next(content[key] for key in ("hidden_size", "n_embd") if key in content)
     embedding = content["vocab_size"] * width
     tied = content.get("tie_word_embeddings", True)
     held = parameters
