@@ -168,7 +168,7 @@ def test_controls_change_no_prompt(sweep, name):
         assert {row[3:] for row in rows} == {(0, 0)}
     # They are what they are called: several, and as strong as the vector.
     ((count,),) = sweep.query(
-        """SELECT count(DISTINCT coalesce(donor, -1)) FROM interventions
+        """SELECT count(DISTINCT repeat) FROM interventions
            WHERE model = ? AND control = 'random' AND start_layer = 0""",
         name,
     )

@@ -182,7 +182,7 @@ def test_file(stage, kind):
         "dtype": "float32",
         "shards": "1",
         "engine": "single",
-        "batch_tokens": batch,
+        "batch_tokens": "40",
         "offload": "False",
         "step_version": str(STAGES["states"].version),
     }

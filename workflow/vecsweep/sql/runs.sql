@@ -17,6 +17,11 @@ SELECT path[1] AS stage, path[2] AS model, path[3] AS task, path[4] AS layers,
        coalesce(note['states_host'], note['host']) AS host,
        models.dtype,
        coalesce(note['states_shards'], note['shards'], '1')::INT AS shards,
+       coalesce(note['states_engine'], note['engine']) AS engine,
+       coalesce(note['states_batch_tokens'], note['batch_tokens'])::INT AS batch_tokens,
+       coalesce(note['states_offload'], note['offload'])::BOOLEAN AS offload,
+       coalesce(note['states_proof_stream'], note['proof_stream'])::DOUBLE AS proof_stream,
+       coalesce(note['states_proof_readout'], note['proof_readout'])::DOUBLE AS proof_readout,
        models.revision, models.sha256,
        note['states_token_ids_sha256'] AS token_ids_sha256
 FROM named LEFT JOIN models ON models.model = path[2]

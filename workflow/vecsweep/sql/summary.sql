@@ -13,7 +13,8 @@ FROM read_parquet($prompts) AS p
 LEFT JOIN read_parquet($stages) USING (model, task, prompt_set, prompt_id);
 
 CREATE TABLE tasks AS
-SELECT DISTINCT task, title, kind, list_contains($injected, task) AS injected
+SELECT DISTINCT task, title, kind, list_contains($injected, task) AS injected,
+       (list_position($tasks, task) - 1)::SMALLINT AS place
 FROM read_parquet($prompts);
 
 CREATE TABLE stages AS
@@ -39,15 +40,16 @@ FROM (
            unnest(top_token) AS token_id,
            unnest(top_probability) AS probability
     FROM read_parquet($lens)
-) LEFT JOIN vocabularies USING (model, token_id);  -- padded vocabularies have tokens without text
+) AS t LEFT JOIN vocabularies USING (model, token_id)  -- padded vocabularies have tokens without text
+WHERE position < $top_k;
 
 CREATE TABLE ovectors AS
 SELECT model, task, donor, layer, norm, cosine_to_mean, argument, answer, promoted, demoted
 FROM read_parquet($ovectors);
 
 CREATE TABLE interventions AS
-SELECT model, task, ovector_task, donor, source_layer, start_layer, end_layer, mode, position,
-       scale, control, domain, split, prompt_id,
+SELECT model, task, ovector_task, donor, repeat, source_layer, start_layer, end_layer, mode, position,
+       scale, control, chosen, domain, split, prompt_id,
        unnest(['argument', 'answer']) AS target,
        unnest([argument_rank_before, answer_rank_before]) AS rank_before,
        unnest([argument_rank_after, answer_rank_after]) AS rank_after,
@@ -60,7 +62,7 @@ SELECT * FROM read_parquet($ablations);
 -- A prompt under an intervention, judged. No effect: the top token is the one of the clean run.
 -- Error classes of prompts whose answer is not on top: the argument is on top (stays); the first
 -- token of another answer is, of the prompt's task or of the o-vector's (other_answer); anything
--- else is (other). Control `mean`: the mean of the donors, where it was not the chosen vector.
+-- else is (other).
 CREATE VIEW outcomes AS
 WITH answers AS (
     SELECT model, task, list_distinct(flatten(list(answer_tokens))) AS tokens
@@ -68,8 +70,7 @@ WITH answers AS (
     WHERE prompt_set = 'novel' AND answer_tokens IS NOT NULL
     GROUP BY ALL
 )
-SELECT i.* EXCLUDE (target, rank_before, rank_after)
-           REPLACE (if(control = 'donor' AND donor = -1, 'mean', control) AS control),
+SELECT i.* EXCLUDE (target, rank_before, rank_after),
        1 / (1 + rank_before) AS reciprocal_rank_before,
        1 / (1 + rank_after) AS reciprocal_rank_after,
        (rank_before = 0)::INT AS top_1_before,
@@ -94,11 +95,17 @@ WHERE target = 'answer';
 CREATE TABLE chosen AS
 SELECT DISTINCT model, ovector_task AS task, donor, source_layer, start_layer, end_layer, mode,
        position, scale
-FROM interventions AS i
-WHERE control = 'o-vector' AND split = 'test'
-  AND start_layer = (SELECT any_value(start_layer) FROM interventions AS j
-                     WHERE (j.model, j.ovector_task) = (i.model, i.ovector_task)
-                       AND j.control = 'difference_once');
+FROM interventions
+WHERE chosen AND control = 'o-vector';
+
+-- The paper's own numbers, where they stand in it.
+CREATE TABLE paper AS
+SELECT quantity, paper_model, task, domain, paper_value::DOUBLE AS paper_value, source,
+       coalesce(paper_note, '') AS paper_note
+FROM read_csv($paper, header = true, all_varchar = true);
+
+-- The argument formed where its mean reciprocal rank reached 0.2; below, a crossover says nothing.
+CREATE MACRO has_formed(reciprocal_rank) AS reciprocal_rank >= 0.2;
 
 -- 95 % Wilson score interval of a share p of n.
 CREATE MACRO wilson_low(p, n) AS

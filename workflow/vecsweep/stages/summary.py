@@ -3,20 +3,30 @@
 import os
 import shutil
 import tempfile
-from functools import lru_cache
 from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
 
 from vecsweep import Problem, tables
 from vecsweep.files import PACKAGE, replacing
 from vecsweep.layout import blocks
+from vecsweep.statistics import (
+    BAND,
+    SEED,
+    band,
+    crossover_row,
+    curve_rows,
+    resampled_means,
+    share_band,
+)
 
 SQL = PACKAGE / "sql"
 
 
 def run(args):
     """Build the database from the grid's files and nothing else, then the CSV tables."""
-    import duckdb
-
     grid = {model: blocks(*cut) for model, cut in args.settings["grid"].items()}
     tasks = args.settings["tasks"]
     files = grid_files(args.results, grid, tasks)
@@ -24,9 +34,11 @@ def run(args):
         database = Path(folder) / "summary.duckdb"
         try:
             with duckdb.connect(str(database), config=limits(args.memory)) as connection:
-                build(connection, files, tasks["injected"])
+                build(connection, files, tasks, args.settings["top_k"])
                 add_runs(connection, args.results, files)
                 add_statistics(connection, args.settings["resamples"])
+                add_views(connection)
+                add_bands(connection, args.settings["resamples"])
                 write_tables(connection, args.tables)
         except duckdb.OutOfMemoryException as error:
             more = f"--set-resources summary:mem_mb={2 * args.memory}"
@@ -89,15 +101,16 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     }
 
 
-def build(connection, files: dict[str, list[str]], injected: list[str]) -> None:
+def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> None:
     """Create the tables of `sql/summary.sql` from explicit lists of files.
 
     Stages that the config leaves out have no files; their tables are made, without rows.
     """
     with tempfile.TemporaryDirectory() as folder:
         values = {table: paths or [empty_table(table, folder)] for table, paths in files.items()}
-        values["injected"] = injected
-        statements = (SQL / "summary.sql").read_text()
+        values |= {"injected": tasks["injected"], "tasks": tasks["all"]}
+        values["paper"] = [str(SQL / "paper.csv")]
+        statements = (SQL / "summary.sql").read_text().replace("$top_k", str(top_k))
         for name, strings in values.items():
             listed = ", ".join(f"'{text}'" for text in strings)
             statements = statements.replace(f"${name})", f"[{listed}]::VARCHAR[])")
@@ -121,33 +134,33 @@ def add_runs(connection, results: Path, files: dict[str, list[str]]) -> None:
     connection.execute(query, {"paths": paths, "start": len(f"{results}/") + 1})
 
 
-def add_statistics(connection, resamples: int, seed: int = 0) -> None:
+def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
     """Tables `curves`, `crossovers` and `effects`: means over prompts with bootstrap 95 % bands.
 
     `curves`: mean reciprocal rank of argument and answer by layer. `crossovers`: the depth,
     (layer + 1) / layers, from which on the answer's mean reciprocal rank is the larger one.
     Subset `correct` holds the prompts that are answered correctly, `all` every prompt.
     """
-    import pandas as pd
-
-    def add(table, rows):
-        connection.register("frame", rows)
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT * FROM frame LIMIT 0")
-        connection.execute(f"INSERT INTO {table} SELECT * FROM frame")
-
     # A cell at a time: memory does not grow with the sweep. One transaction: one write.
     connection.begin()
     query = "SELECT DISTINCT model, task, prompt_set FROM stages ORDER BY ALL"
     for cell in connection.execute(query).fetchall():
         for labels, values in subsets(connection, *cell):
             drawn = resampled_means(values, resamples, seed)
-            add("curves", pd.DataFrame(curve_rows(values, drawn, labels)))
-            add("crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
-    add("effects", effect_frame([]))
+            add(connection, "curves", pd.DataFrame(curve_rows(values, drawn, labels)))
+            add(connection, "crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
+    add(connection, "effects", effect_frame([]))
     query = "SELECT DISTINCT model, ovector_task FROM interventions ORDER BY ALL"
     for cell in connection.execute(query).fetchall():
-        add("effects", effect_frame(effects(connection, *cell, resamples, seed)))
+        add(connection, "effects", effect_frame(effects(connection, *cell, resamples, seed)))
     connection.commit()
+
+
+def add(connection, table: str, rows: pd.DataFrame) -> None:
+    """Append rows to a table, which the first ones make."""
+    connection.register("frame", rows)
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT * FROM frame LIMIT 0")
+    connection.execute(f"INSERT INTO {table} SELECT * FROM frame")
 
 
 def subsets(connection, model: str, task: str, prompt_set: str):
@@ -155,8 +168,6 @@ def subsets(connection, model: str, task: str, prompt_set: str):
 
     A subset without prompts is left out.
     """
-    import numpy as np
-
     rows = connection.execute(
         """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
            FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
@@ -188,7 +199,7 @@ MEASURES = (
     "other_answer",
     "other",
 )
-SETTING = ("model", "ovector_task", "task", "domain", "control", "start_layer", "end_layer", "mode")
+SETTING = ("model", "ovector_task", "task", "domain", "control", "chosen", "start_layer", "end_layer", "mode")
 
 
 def effects(connection, model: str, ovector_task: str, resamples: int, seed: int) -> list[dict]:
@@ -197,8 +208,6 @@ def effects(connection, model: str, ovector_task: str, resamples: int, seed: int
     Repeats of a control (random vectors, unrelated prompts) are averaged prompt by prompt first.
     Rows with control `donor` are means over the other donors, with bands over donors.
     """
-    import numpy as np
-
     listed = ", ".join((*SETTING, "scale"))
     unit = "CASE WHEN control = 'donor' THEN donor ELSE prompt_id END"
     averages = ", ".join(f"avg({measure}) AS {measure}" for measure in MEASURES)
@@ -211,7 +220,7 @@ def effects(connection, model: str, ovector_task: str, resamples: int, seed: int
     table = []
     for key, group in rows.groupby([*SETTING, "scale"], sort=True):
         values = group[list(MEASURES)].to_numpy(float)
-        low, high = np.quantile(resampled_means(values, resamples, seed), [0.025, 0.975], axis=0)
+        low, high = np.quantile(resampled_means(values, resamples, seed), BAND, axis=0)
         row = dict(zip((*SETTING, "scale"), key)) | {"units": len(group)}
         for k, measure in enumerate(MEASURES):
             row |= {
@@ -225,8 +234,6 @@ def effects(connection, model: str, ovector_task: str, resamples: int, seed: int
 
 def effect_frame(rows: list[dict]):
     """Rows of `effects` as a pandas frame whose columns have types, also without rows."""
-    import pandas as pd
-
     columns = [*SETTING, "scale", "units"]
     columns += [f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high")]
     types = {c: "str" for c in SETTING if not c.endswith("layer")} | {"units": "int32"}
@@ -236,83 +243,82 @@ def effect_frame(rows: list[dict]):
     )
 
 
-def resampled_means(values, resamples: int, seed: int):
-    """Bootstrap means over the first axis: values [prompts, ...] -> [resamples, ...]."""
-    import numpy as np
-
-    return np.tensordot(shares(len(values), resamples, seed), values, axes=1)
-
-
-@lru_cache(maxsize=2)
-def shares(count: int, resamples: int, seed: int):
-    """How much each of `count` values weighs in each resample, [resamples, count]."""
-    import numpy as np
-
-    return np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples) / count
+def add_views(connection) -> None:
+    """A view for each file of `sql/tables/` (written as CSV too) and `sql/views/` (for figures)."""
+    waiting = {path.stem: path.read_text() for path in sorted(SQL.glob("[tv]*s/*.sql"))}
+    while waiting:
+        for name, query in list(waiting.items()):
+            try:
+                connection.execute(f"CREATE VIEW {name} AS {query}")
+                del waiting[name]
+            except duckdb.CatalogException:  # it reads one that is still to come
+                if name == list(waiting)[-1] == next(iter(waiting)):
+                    raise
 
 
-def curve_rows(values, drawn, labels: dict) -> list[dict]:
-    """Rows of `curves` from values [prompts, 2, layers] and their bootstrap means."""
-    import numpy as np
+def add_bands(connection, resamples: int) -> None:
+    """What figures draw with a band: `layer_bands`, `part_bands`, `length_bands`.
 
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    layers = values.shape[-1]
-    return [
-        labels
-        | {
-            "target": target,
-            "layer": layer,
-            "depth": (layer + 1) / layers,
-            "prompts": len(values),
-            "reciprocal_rank": values[:, k, layer].mean(),
-            "low": low[k, layer],
-            "high": high[k, layer],
-            "top_1": (values[:, k, layer] == 1).mean(),
-            "top_10": (values[:, k, layer] >= 1 / 10).mean(),
-        }
-        for k, target in enumerate(("argument", "answer"))
-        for layer in range(layers)
-    ]
-
-
-def crossover_row(values, drawn, labels: dict) -> dict:
-    """A row of `crossovers`; depth is missing where the answer never stays ahead."""
-    import numpy as np
-
-    found = crossover_depths(values.mean(0, keepdims=True))[0]
-    spread = crossover_depths(drawn)
-    spread = spread[~np.isnan(spread)]
-    low, high = np.quantile(spread, [0.025, 0.975]) if len(spread) else (np.nan, np.nan)
-    argument = values[:, 0].mean(0)
-    return labels | {
-        "prompts": len(values),
-        "depth": found,
-        "low": low,
-        "high": high,
-        "argument_peak": argument.max(),
-        "argument_peak_layer": int(argument.argmax()),
-        "argument_end": argument[-1],
-        "answer_end": values[:, 1, -1].mean(),
-    }
-
-
-def crossover_depths(means):
-    """Depths [n] from which on the answer leads for good, means [n, 2, layers].
-
-    nan if it never does, or if it leads from the first layer on: nothing is crossed then.
+    Means over prompts of the views controls_by_layer, parts and word_lengths; the share of a part
+    is of the whole vector's lift.
     """
-    import numpy as np
+    for query, table, keys, columns in BANDS:
+        rows = connection.execute(f"SELECT * FROM {query}").df()
+        add(connection, table, pd.DataFrame(columns=[*keys, *columns]).astype(_types(keys, columns)))
+        found = []
+        for key, group in rows.groupby(keys, sort=True):
+            found.append([*key, len(group), *BANDED[table](group, resamples)])
+        if found:
+            frame = pd.DataFrame(found, columns=[*keys, *columns])
+            add(connection, table, frame.astype(_types(keys, columns)))
 
-    layers = means.shape[-1]
-    behind = means[:, 1] <= means[:, 0]
-    last_behind = np.where(behind.any(-1), layers - 1 - behind[:, ::-1].argmax(-1), -1)
-    crossed = (last_behind >= 0) & (last_behind < layers - 1)
-    return np.where(crossed, (last_behind + 2) / layers, np.nan)
+
+def _types(keys, columns):
+    numbers = {"start_layer": "int32", "size": "int32", "prompts": "int32"}
+    return {c: "str" for c in keys} | {c: "float64" for c in columns} | {
+        c: kind for c, kind in numbers.items() if c in (*keys, *columns)
+    }  # fmt: skip
+
+
+def _layer_band(group, resamples):
+    return *band(group.after, resamples), group.before.mean()
+
+
+def _part_band(group, resamples):
+    lift, whole = group.after - group.before, group.whole - group.before
+    return *share_band(lift, whole, resamples), band(whole, resamples)[1]
+
+
+def _length_band(group, resamples):
+    return *band(group.before, resamples), *band(group.after, resamples)
+
+
+# View or query, table, keys, columns of its bands after the number of prompts.
+BANDS = (
+    (
+        "controls_by_layer",
+        "layer_bands",
+        ["model", "task", "control", "start_layer"],
+        ["prompts", "after", "low", "high", "before"],
+    ),
+    (
+        "parts",
+        "part_bands",
+        ["model", "task", "basis", "k"],
+        ["prompts", "share", "low", "high", "whole_low"],
+    ),
+    (
+        "lengths",
+        "length_bands",
+        ["model", "length", "size"],
+        ["prompts", "before", "before_low", "before_high", "after", "after_low", "after_high"],
+    ),
+)
+BANDED = {"layer_bands": _layer_band, "part_bands": _part_band, "length_bands": _length_band}
 
 
 def write_tables(connection, folder: Path) -> None:
-    """The CSV tables, one a query in `sql/tables/`, which also become views of the database."""
+    """The CSV tables: the views of `sql/tables/`."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted((SQL / "tables").glob("*.sql")):
-        connection.execute(f"CREATE VIEW {path.stem} AS {path.read_text()}")
         connection.execute(f"COPY {path.stem} TO '{folder / path.stem}.csv' (HEADER)")

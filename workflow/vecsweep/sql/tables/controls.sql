@@ -8,8 +8,8 @@ SELECT e.model, e.ovector_task AS task, e.domain, e.control, e.mode, e.units,
        e.top_1, e.top_1_low, e.top_1_high, e.top_5, e.top_10,
        e.no_effect, e.argument_stays, e.other_answer, e.other
 FROM effects AS e
-JOIN chosen AS c ON (e.model, e.ovector_task, e.start_layer) = (c.model, c.task, c.start_layer)
 JOIN effects AS o
-    ON (e.model, e.ovector_task, e.domain, e.start_layer, 'o-vector')
-     = (o.model, o.ovector_task, o.domain, o.start_layer, o.control)
+    ON (e.model, e.ovector_task, e.domain, 'o-vector')
+     = (o.model, o.ovector_task, o.domain, o.control)
+WHERE e.chosen AND o.chosen
 ORDER BY ALL

@@ -17,5 +17,5 @@ LEFT JOIN (
     GROUP BY ALL
 ) USING (model, task)
 LEFT JOIN effects AS e
-    ON (e.model, e.ovector_task, e.control, e.start_layer) = (grid.model, grid.task, 'o-vector', c.start_layer)
+    ON e.chosen AND (e.model, e.ovector_task, e.control) = (grid.model, grid.task, 'o-vector')
 ORDER BY ALL

@@ -2,63 +2,11 @@
 -- this sweep's: a row each number and each of our models; our value is null where the sweep does
 -- not have it. The paper's ranks come from the mean reciprocal rank (rank = 1 / mean), so do ours.
 -- Where the paper says yes (1) or no (0), or gives an order, so does our value.
-WITH paper(quantity, paper_model, task, domain, paper_value, source, paper_note) AS (
-    VALUES
-    ('source layer', 'gpt2-medium', 'capitals', 'in', 19, 'text on o-vectors', 'depth 0.83'),
-    ('source layer', 'gpt2-medium', 'colored_objects', 'in', 19, 'text on o-vectors', 'depth 0.83'),
-    ('source layer', 'gpt2-medium', 'past_tense', 'in', 18, 'text on o-vectors', 'depth 0.79'),
-    ('source layer', 'gpt-j-6b', 'capitals', 'in', 13, 'published vectors', 'depth 0.50'),
-    ('source layer', 'gpt-j-6b', 'colored_objects', 'in', 25, 'published vectors', 'depth 0.93'),
-    ('source layer', 'gpt-j-6b', 'past_tense', 'in', 19, 'published vectors', 'depth 0.71'),
-    ('start layer', 'gpt2-medium', 'capitals', 'in', 18, 'text on o-vectors', 'the last six layers, by hand'),
-    ('start layer', 'gpt2-medium', 'colored_objects', 'in', 18, 'text on o-vectors', 'the last six layers, by hand'),
-    ('start layer', 'gpt2-medium', 'past_tense', 'in', 18, 'text on o-vectors', 'the last six layers, by hand'),
-    ('end layer', 'gpt2-medium', 'capitals', 'in', 23, 'text on o-vectors', 'the last layer'),
-    ('end layer', 'gpt2-medium', 'colored_objects', 'in', 23, 'text on o-vectors', 'the last layer'),
-    ('end layer', 'gpt2-medium', 'past_tense', 'in', 23, 'text on o-vectors', 'the last layer'),
-    ('depth of the crossover', 'most', 'capitals', 'in', 2 / 3, 'Figures 2 and 3', 'about, whatever the size'),
-    ('depth of the crossover', 'most', 'colored_objects', 'in', 2 / 3, 'Figures 2 and 3', 'about, whatever the size'),
-    ('depth of the crossover', 'most', 'past_tense', 'in', 2 / 3, 'Figures 2 and 3', 'about, whatever the size'),
-    ('X, abstractive prompts', 'most', 'capitals', 'in', 1, 'Figure 3', 'yes'),
-    ('X, abstractive prompts', 'most', 'colored_objects', 'in', 1, 'Figure 3', 'yes'),
-    ('X, abstractive prompts', 'most', 'past_tense', 'in', 1, 'Figure 3', 'yes'),
-    ('X, extractive prompts', 'most', 'capitals', 'in', 0, 'Appendix A', 'no'),
-    ('X, extractive prompts', 'most', 'colored_objects', 'in', 0, 'Appendix A', 'no'),
-    ('rank before', 'gpt2-medium', 'capitals', 'in', 10, 'Figures 4 and 5', 'about'),
-    ('rank after', 'gpt2-medium', 'capitals', 'in', 4, 'Figures 4 and 5', 'about'),
-    ('top-1 share', 'gpt2-medium', 'capitals', 'in', 0.213, 'Figures 4 and 5', ''),
-    ('no-effect share', 'gpt2-medium', 'capitals', 'in', 0.37, 'Figures 4 and 5', ''),
-    ('rank before', 'gpt2-medium', 'capitals', 'out', 20, 'Figures 4 and 5', 'about; US states'),
-    ('rank after', 'gpt2-medium', 'capitals', 'out', 3, 'Figures 4 and 5', 'about; US states'),
-    ('no-effect share', 'gpt2-medium', 'capitals', 'out', 0.20, 'Figures 4 and 5', 'US states'),
-    ('rank before', 'gpt2-medium', 'colored_objects', 'in', 5, 'Figures 4 and 5', 'about; colors'),
-    ('rank after', 'gpt2-medium', 'colored_objects', 'in', 1, 'Figures 4 and 5', 'about; colors'),
-    ('top-1 share', 'gpt2-medium', 'colored_objects', 'in', 0.535, 'Figures 4 and 5', 'colors'),
-    ('no-effect share', 'gpt2-medium', 'colored_objects', 'in', 0.04, 'Figures 4 and 5', 'colors'),
-    ('no-effect share', 'gpt2-medium', 'colored_objects', 'out', 0.05, 'Figures 4 and 5', 'other words'),
-    ('rank before', 'gpt2-medium', 'past_tense', 'in', 7, 'Figures 4 and 5', 'about; regular verbs'),
-    ('rank after', 'gpt2-medium', 'past_tense', 'in', 3, 'Figures 4 and 5', 'about; regular verbs'),
-    ('top-1 share', 'gpt2-medium', 'past_tense', 'in', 0.078, 'Figures 4 and 5', 'regular verbs'),
-    ('no-effect share', 'gpt2-medium', 'past_tense', 'in', 0.19, 'Figures 4 and 5', 'regular verbs'),
-    ('rank before', 'gpt2-medium', 'past_tense', 'out', 6, 'Figures 4 and 5', 'about; irregular verbs'),
-    ('rank after', 'gpt2-medium', 'past_tense', 'out', 3, 'Figures 4 and 5', 'about; irregular verbs'),
-    ('no-effect share', 'gpt2-medium', 'past_tense', 'out', 0.22, 'Figures 4 and 5', 'irregular verbs'),
-    ('reciprocal rank rises', 'gpt-j-6b', 'capitals', 'in', 1, 'Appendix A', 'yes, but weaker'),
-    ('reciprocal rank rises', 'gpt-j-6b', 'colored_objects', 'in', 1, 'Appendix A', 'yes, strongly'),
-    ('reciprocal rank rises', 'gpt-j-6b', 'past_tense', 'in', 1, 'Appendix A', 'yes, but weaker'),
-    ('place among errors: argument stays', 'gpt2-medium', 'all', 'in', 1, 'Figures 4 and 5', 'commonest'),
-    ('place among errors: other answer', 'gpt2-medium', 'all', 'in', 2, 'Figures 4 and 5', 'next'),
-    ('answers of several tokens are worse', 'gpt2-medium', 'all', 'in', 1, 'Appendix E', 'yes'),
-    ('one-letter first tokens are worse', 'gpt2-medium', 'all', 'in', 1, 'Appendix E', 'yes, worst of all'),
-    ('accuracy change, extractive', 'bloom-176b', 'colored_objects', 'in', -0.17, 'Figure 7', '24 of 70 FFNs removed'),
-    ('accuracy change, abstractive', 'bloom-176b', 'colored_objects', 'in', -0.73, 'Figure 7', '24 of 70 FFNs removed'),
-    ('accuracy left, abstractive', 'bloom-176b', 'colored_objects', 'in', 0.01, 'Figure 7', '24 of 70 FFNs removed')
-),
-results AS (
+WITH results AS (
     SELECT c.source_layer, c.task AS asked, e.*
     FROM effects AS e
-    JOIN chosen AS c ON (e.model, e.ovector_task, e.start_layer) = (c.model, c.task, c.start_layer)
-    WHERE control = 'o-vector'
+    JOIN chosen AS c ON (e.model, e.ovector_task) = (c.model, c.task)
+    WHERE e.chosen AND control = 'o-vector'
 ),
 -- The settings, and what the interventions did.
 of_settings AS (
@@ -85,23 +33,17 @@ of_ranks AS (
                   ]) AS note
     FROM results
 ),
--- The X: the answer overtakes for good an argument that had formed (mean reciprocal rank 0.2).
-crossed AS (
-    SELECT c.model, c.task, c.prompt_set, c.prompts, c.depth, c.low, c.high,
-           max(reciprocal_rank) FILTER (v.depth < c.depth) AS formed
-    FROM crossovers AS c JOIN curves AS v USING (model, task, prompt_set, subset)
-    WHERE subset = 'correct' AND target = 'argument'
-    GROUP BY ALL
-),
+-- The X: the answer overtakes for good an argument that had formed.
+crossed AS (SELECT * FROM crossings),
 of_stages AS (
     SELECT model, task, 'in' AS domain, prompts, 'depth of the crossover' AS quantity,
-           if(formed >= 0.2, depth, NULL) AS value, if(formed >= 0.2, low, NULL) AS low,
-           if(formed >= 0.2, high, NULL) AS high,
-           if(formed >= 0.2, '', 'no argument formed before an overtaking answer') AS note
+           if(has_formed(formed), depth, NULL) AS value, if(has_formed(formed), low, NULL) AS low,
+           if(has_formed(formed), high, NULL) AS high,
+           if(has_formed(formed), '', 'no argument formed before an overtaking answer') AS note
     FROM crossed WHERE prompt_set = 'abstractive'
     UNION ALL
     SELECT model, task, 'in', prompts, 'X, ' || prompt_set || ' prompts',
-           (coalesce(formed, 0) >= 0.2)::INT, NULL, NULL,
+           (has_formed(coalesce(formed, 0)))::INT, NULL, NULL,
            'mean reciprocal rank of the argument before the crossover '
                || coalesce(format('{:.2f}', formed), '(no crossover)')
     FROM crossed
@@ -122,10 +64,9 @@ of_letters AS (
     SELECT o.model, reciprocal_rank_after, answer_length > 1 AS several,
            first_token_letters = 1 AS one_letter
     FROM outcomes AS o
-    JOIN chosen AS c ON (o.model, o.ovector_task, o.start_layer) = (c.model, c.task, c.start_layer)
     JOIN prompts AS p
         ON (o.model, o.task, o.prompt_id, 'novel') = (p.model, p.task, p.prompt_id, p.prompt_set)
-    WHERE control = 'o-vector' AND o.split = 'test' AND domain = 'in'
+    WHERE chosen AND control = 'o-vector' AND domain = 'in'
 ),
 of_tokens AS (
     SELECT model, 'all' AS task, 'in' AS domain, prompts, quantity,

@@ -7,10 +7,8 @@ SELECT o.model, o.ovector_task AS task, domain, argument_length, answer_length,
        avg(reciprocal_rank_after) AS reciprocal_rank_after,
        avg(top_1) AS top_1, avg(no_effect) AS no_effect
 FROM outcomes AS o
-JOIN chosen AS c
-    ON (o.model, o.ovector_task, o.start_layer) = (c.model, c.task, c.start_layer)
 JOIN prompts AS p
     ON (o.model, o.task, o.prompt_id, 'novel') = (p.model, p.task, p.prompt_id, p.prompt_set)
-WHERE control = 'o-vector' AND o.split = 'test'
+WHERE chosen AND control = 'o-vector'
 GROUP BY ALL
 ORDER BY ALL

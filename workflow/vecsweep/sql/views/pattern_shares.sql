@@ -1,0 +1,7 @@
+-- Table patterns with the 95 % Wilson interval of each bar's first share.
+SELECT *,
+       wilson_low(argument_function, prompts) AS argument_function_low,
+       wilson_high(argument_function, prompts) AS argument_function_high,
+       wilson_low(by_ffn, prompts * correct) AS by_ffn_low,
+       wilson_high(by_ffn, prompts * correct) AS by_ffn_high
+FROM patterns
