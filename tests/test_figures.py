@@ -1,6 +1,8 @@
 """Every figure from a small made-up sweep: complete, readable, the same bytes each time."""
 
 import json
+import re
+from pathlib import Path
 
 import duckdb
 import matplotlib
@@ -10,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vecsweep import figures
-from vecsweep.figures import drawing, stages
-from vecsweep.stages import ablations, interventions, ovectors, summary
+from vecsweep import figures, tables
+from vecsweep.figures import curves, drawing
+from vecsweep.stages import ablations, summary
 from vecsweep.stages.stages import stages_of
+from vecsweep.statistics import share_band
 
 NAMES = ["first-tiny-model", "second", "a-third-model-with-a-long-name-7b-instruct", "fourth"]
 NAMES += ["fifth", "sixth-model", "seventh", "eighth"]
@@ -22,11 +25,13 @@ TASKS += [f"task_{k}" for k in range(6, 15)]
 TOKENS = [" Poland", " Warsaw", "\n", "$x_1$", "】", "verylongtokenindeedyes"]
 KINDS = ["one-to-one", "many-to-one", "one-to-many"]
 PROMPTS, NOVEL, LAYERS = 6, 24, 12
-CHOSEN, SOURCES = 8, {2: 7, 4: 8, -1: 7}  # start layer; layers of the donors and their mean
+CHOSEN, SOURCES = 8, {2: 7, 4: 8, None: 7}  # start layer; layers of the donors and their mean
 LENGTHS = {"argument": 3, "answer": 2, "letters": 8}  # of the words, in turn
 
 
-def make_database(folder, models=1, tasks=1, answered=True, parallel=False, injected=True):
+def make_database(
+    folder, models=1, tasks=1, answered=True, parallel=False, injected=True, resamples=100
+):
     """A summary.duckdb built by the real code from a made-up sweep; its path."""
     rng = np.random.default_rng(0)
     cells = [(m, t) for m in NAMES[:models] for t in TASKS[:tasks]]
@@ -48,17 +53,20 @@ def make_database(folder, models=1, tasks=1, answered=True, parallel=False, inje
     files |= {stage: [] for stage in ("ovectors", "interventions", "ablations")}
     for k, (model, task) in enumerate(cells if injected else []):
         rows = [*ablation_rows(rng, model, task)]
-        write(files, folder, "ablations", pa.Table.from_pylist(rows, ablations.schema(pa)))
+        write(files, folder, "ablations", pa.Table.from_pylist(rows, tables.schema("ablations")))
         if answered:
             rows = [*ovector_rows(model, task)]
-            write(files, folder, "ovectors", pa.Table.from_pylist(rows, ovectors.schema(pa)))
+            write(files, folder, "ovectors", pa.Table.from_pylist(rows, tables.schema("ovectors")))
             rows = [*intervention_rows(rng, model, task, TASKS[:tasks])]
-            table = pa.Table.from_pylist(rows, interventions.schema(pa))
+            table = pa.Table.from_pylist(rows, tables.schema("interventions"))
             write(files, folder, "interventions", table)
     database = folder / "summary.duckdb"
     with duckdb.connect(str(database)) as connection:
-        summary.build(connection, files, injected=TASKS[:tasks] if injected else [])
-        summary.add_statistics(connection, resamples=100)
+        listed = {"all": TASKS[:tasks], "injected": TASKS[:tasks] if injected else []}
+        summary.build(connection, files, listed, top_k=5)
+        summary.add_statistics(connection, resamples)
+        summary.add_views(connection)
+        summary.add_bands(connection, resamples)
         summary.write_tables(connection, folder / "tables")
     return database
 
@@ -136,7 +144,7 @@ def prompt_rows(model, task):
 def ovector_rows(model, task):
     """Two donors and their mean."""
     for donor, layer in SOURCES.items():
-        words = {"argument": "Poland", "answer": "Warsaw"} if donor >= 0 else {}
+        words = {"argument": "Poland", "answer": "Warsaw"} if donor is not None else {}
         yield {"model": model, "task": task, "donor": donor, "layer": layer, "norm": 1.0} | {
             "argument": words.get("argument"),
             "answer": words.get("answer"),
@@ -153,7 +161,7 @@ def intervention_rows(rng, model, task, tasks):
     """
 
     def row(prompt, split, control, start, donor, task_of_prompt=task, domain="in", mode="replace"):
-        works = control in ("o-vector", "donor") or "_10" in control or "_all" in control
+        works = control in ("o-vector", "donor", "mean") or "_10" in control or "_all" in control
         if works and start >= CHOSEN:
             rank = int(rng.choice([0, 0, 1, 4, 9]))
         else:
@@ -161,7 +169,11 @@ def intervention_rows(rng, model, task, tasks):
         answer = 5 if prompt % 2 else 1
         other = int(rng.choice([0, 6 - answer, 2]))
         end = start if control == "difference_once" else LAYERS - 1
+        repeat = donor if control in ("random", "unrelated") else None
+        donor = donor if works else None
         return {"model": model, "task": task_of_prompt, "ovector_task": task, "donor": donor} | {
+            "repeat": repeat,
+            "chosen": None if split == "dev" else start == CHOSEN,
             "source_layer": SOURCES.get(donor, 8) if control == "o-vector" or works else 8,
             "start_layer": start,
             "end_layer": end,
@@ -195,8 +207,8 @@ def intervention_rows(rng, model, task, tasks):
         where = {"task_of_prompt": task_of_prompt, "domain": domain}
         for prompt in prompts:
             yield row(prompt, "test", "o-vector", CHOSEN, 4, **where)
-            for donor in (2, -1):
-                yield row(prompt, "test", "donor", CHOSEN, donor, **where)
+            yield row(prompt, "test", "donor", CHOSEN, 2, **where)
+            yield row(prompt, "test", "mean", CHOSEN, None, **where)
             for control in ("rival", "zero", "difference", *parts):
                 donor = 4 if control in parts else 0
                 yield row(prompt, "test", control, CHOSEN, donor, **where)
@@ -246,7 +258,7 @@ def drawn(tmp_path_factory):
         if (name, key) not in made:
             with duckdb.connect(str(databases[key]), read_only=True) as connection:
                 with matplotlib.rc_context(drawing.style()):
-                    figure = made[name, key] = figures.FIGURES[name].draw(connection)
+                    figure = made[name, key] = figures.drawer(name)(connection)
                     FigureCanvasAgg(figure)
                     figure.draw_without_rendering()
         return made[name, key]
@@ -287,7 +299,7 @@ def test_two_runs_give_the_same_bytes(name, tmp_path):
 
     database = make_database(tmp_path, 2, 2)
     for folder in ("one", "two"):
-        arguments = ["--name", name, "--database", str(database)]
+        arguments = ["--settings", json.dumps({"name": name}), "--database", str(database)]
         for format in ("svg", "png"):
             arguments += [f"--{format}", str(tmp_path / folder / f"figure.{format}")]
         assert main(["figures", *arguments]) == 0
@@ -433,7 +445,7 @@ def test_argument_and_answer_keep_their_colours(drawn):
 def test_no_crossover_without_an_argument_before_it(tmp_path):
     database = make_database(tmp_path, 1, 2)
     with duckdb.connect(str(database)) as connection:
-        found = stages.crossings_of(connection)
+        found = curves.crossings_of(connection)
         assert {task for _, task in found} == {"capitals", "us_capitals"}
         row = found[NAMES[0], "capitals"]
         assert 0.6 < row["depth"] < 0.8 and row["low"] <= row["depth"] <= row["high"]
@@ -442,14 +454,14 @@ def test_no_crossover_without_an_argument_before_it(tmp_path):
             "UPDATE curves SET reciprocal_rank = 0.1"
             " WHERE task = 'capitals' AND target = 'argument' AND layer < 8"
         )
-        assert {task for _, task in stages.crossings_of(connection)} == {"us_capitals"}
+        assert {task for _, task in curves.crossings_of(connection)} == {"us_capitals"}
 
 
 def test_tasks_without_twins_are_named(tmp_path):
     database = make_database(tmp_path, 1, 1)
     with duckdb.connect(str(database)) as connection:
         connection.execute("DELETE FROM stages WHERE prompt_set = 'extractive'")
-        figure = stages.extractive(connection)
+        figure = curves.extractive(connection)
     found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert "no task has extractive prompts" in found
 
@@ -468,13 +480,7 @@ def test_the_chosen_setting_is_framed(drawn):
 
 
 def test_parts_are_shares_of_the_lift():
-    from vecsweep.figures.ovectors import share_band
-
-    rows = [
-        {"before": 0.1, "after": 0.3, "whole": 0.5},
-        {"before": 0.1, "after": 0.2, "whole": 0.3},
-    ]
-    share, low, high = share_band(rows)
+    share, low, high = share_band([0.2, 0.1], [0.4, 0.2], resamples=100)
     assert share == pytest.approx(0.5) and low <= share <= high
 
 
@@ -487,8 +493,8 @@ def test_unknown_figure_and_missing_database_are_one_line(refused, tmp_path):
         "--png",
         tmp_path / "a.png",
     ]
-    assert "no figure 'pie'" in refused(["figures", "--name", "pie", *end])
-    assert "cannot read" in refused(["figures", "--name", "patterns", *end])
+    assert "no figure 'pie'" in refused(["figures", "--settings", '{"name": "pie"}', *end])
+    assert "cannot read" in refused(["figures", "--settings", '{"name": "patterns"}', *end])
     assert not list(tmp_path.iterdir())
 
 
@@ -496,3 +502,21 @@ def test_every_figure_has_a_caption():
     folder = summary.SQL.parent.parent / "report"
     for name in figures.FIGURES:
         assert (folder / f"{name}.rst").read_text().strip()
+
+
+def test_figures_draw_and_do_not_query():
+    """What a figure shows is a view or table of the database: no joins and sums in its module."""
+    for path in Path(figures.__file__).parent.glob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"\b(JOIN|GROUP BY|avg\(|count\(|RESAMPLES)", text), path
+
+
+def test_bands_follow_the_config(tmp_path):
+    widths = []
+    for resamples in (100, 5000):
+        (tmp_path / str(resamples)).mkdir()
+        database = make_database(tmp_path / str(resamples), 1, 1, resamples=resamples)
+        with duckdb.connect(str(database), read_only=True) as connection:
+            queries = ("layer_bands", "part_bands", "length_bands", "curves", "effects")
+            widths.append([connection.execute(f"FROM {q} ORDER BY ALL").fetchall() for q in queries])
+    assert all(few and few != many for few, many in zip(*widths))

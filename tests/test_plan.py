@@ -1,6 +1,5 @@
 """`vecsweep plan`: figures from sizes alone; for BLOOM-176B those measured on its shapes."""
 
-import json
 import math
 import re
 import subprocess

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import main
-from vecsweep.stages.prompts import _schema
-from vecsweep.stages.summary import crossover_depths, resampled_means
+from conftest import command as stage_command
+from conftest import main, run_stage
+from vecsweep import tables
+from vecsweep.statistics import crossover_depths, resampled_means
 
 LAYERS = {"a": 4, "b": 3}  # of each model; blocks of two layers
 TASKS = ["towns", "verbs"]
@@ -103,24 +104,25 @@ def fill(folder, model, task):
         for prompt_set in (*SETS, "novel")
         for prompt_id in range(PROMPTS + 2)
     ]  # fmt: skip
-    write(folder / "prompts" / model / f"{task}.parquet", rows, _schema(pa))
+    write(folder / "prompts" / model / f"{task}.parquet", rows, tables.schema("prompts"))
     named = blocks(model) if model != "stray" else ["0-2"]
     files = [folder / "lens" / model / task / f"{block}.parquet" for block in named]
     for path, block in zip(files, named):
         first, last = map(int, block.split("-"))
         write(path, lens_rows(model, task, range(first, last + 1)))
     output = folder / "stages" / model / f"{task}.parquet"
-    assert main(["stages", "--lens", *map(str, files), "--output", str(output)]) == 0
+    run_stage("stages", lens=files, output=output)
 
 
 def command(results, target, resamples=200):
-    grid = {model: blocks(model) for model in LAYERS}
-    listed = {"all": TASKS, "injected": [], "ablated": []}
-    return [
-        "summary", "--results", results, "--grid", json.dumps(grid), "--tasks", json.dumps(listed),
-        "--resamples", resamples, "--database", target / "summary.duckdb",
-        "--tables", target / "tables",
-    ]  # fmt: skip
+    settings = {
+        "grid": {model: [layers, 2] for model, layers in LAYERS.items()},
+        "tasks": {"all": TASKS, "injected": [], "ablated": []},
+        "resamples": resamples,
+        "top_k": 5,
+    }
+    paths = {"results": results, "database": target / "summary.duckdb"}
+    return stage_command("summary", settings=settings, **paths, tables=target / "tables")
 
 
 def summarize(results, target, resamples=200):

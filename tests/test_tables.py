@@ -49,8 +49,6 @@ def judged(raw):
     ]
     found["other_answer"] = wrong & ~found.argument_stays & np.array(same_type)
     found["other"] = wrong & ~found.argument_stays & ~found.other_answer
-    mean = (found.control == "donor") & (found.donor == -1)
-    found["control"] = found.control.mask(mean, "mean")
     return found.astype({name: float for name in [*SHARES, "top_1_before"]})
 
 
@@ -168,7 +166,7 @@ def test_search(sweep):
     connection, raw = sweep
     table = connection.execute("SELECT * FROM search").df()
     keys = ["model", "task", "donor", "source_layer", "start_layer", "mode", "scale"]
-    groups = judged(raw).query("split == 'dev'").groupby(keys)
+    groups = judged(raw).query("split == 'dev'").groupby(keys, dropna=False)
     expected = groups[[*RANKS, "top_1"]].mean().assign(prompts=groups.size()).reset_index()
     same(table, expected, keys, [*RANKS, "top_1", "prompts"])
 

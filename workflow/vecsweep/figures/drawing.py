@@ -3,19 +3,25 @@
 import math
 import textwrap
 
+import matplotlib
+import matplotlib.figure
+import seaborn
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
 # From seaborn's "colorblind" palette; argument and answer have the same colours everywhere.
 ARGUMENT, ANSWER = "#D55E00", "#0173B2"
 APPLIED, NEUTRAL, GREY = "#029E73", "#CFCFCF", "#6B6B6B"
 PALE, PURPLE, OCHRE = "#8CCBEF", "#CC78BC", "#DE8F05"
 FEW_PROMPTS = 20
+NO_TASK = "no task's o-vectors were injected"
+NO_VECTOR = "no prompt gave an o-vector"
 FONT = "DejaVu Sans"  # comes with matplotlib, so that figures look the same everywhere
 
 
 def style() -> dict:
     """Matplotlib settings of every figure: print sizes, text of an SVG kept as text."""
-    import matplotlib
-    import seaborn
-
     # On top of matplotlib's own defaults: a matplotlibrc must not change a figure.
     defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     return (
@@ -62,8 +68,8 @@ def in_words(parameters: int) -> str:
 
 
 def tasks_of(connection) -> dict[str, str]:
-    """{task: title}, by title."""
-    return dict(connection.execute("SELECT task, title FROM tasks ORDER BY title, task").fetchall())
+    """{task: title}, in the config's order."""
+    return dict(connection.execute("SELECT task, title FROM tasks ORDER BY place").fetchall())
 
 
 def records(connection, query: str, values=()) -> list[dict]:
@@ -79,7 +85,6 @@ def grid(models: dict, tasks: dict, wide=2.0, high=1.5, share=True, columns=None
     Many tasks wrap into several blocks of rows, as many as make the page about square. With
     `share` all panels have the axes of the first one, and only the outer ones have tick labels.
     """
-    import matplotlib.figure
 
     def elongation(columns):
         rows = math.ceil(len(tasks) / columns) * len(models)
@@ -130,8 +135,6 @@ def say_empty(panel, count, text: str = "no prompt\nanswered correctly") -> None
 
 def nothing(text: str):
     """A figure that only says why it is empty."""
-    import matplotlib.figure
-
     figure = matplotlib.figure.Figure(figsize=(4.8, 2), layout="constrained")
     panel = figure.subplots()
     panel.set(xticks=[], yticks=[])
@@ -141,8 +144,6 @@ def nothing(text: str):
 
 def printable(token: str, letters: int) -> str:
     """A token in at most `letters` signs that the font has: ␣ for a space, U+3011 for others."""
-    from matplotlib.font_manager import findfont, get_font
-
     font = get_font(findfont(FONT))
     text = "".join(
         sign if sign.isprintable() and font.get_char_index(ord(sign)) else f"⟨{ord(sign):04X}⟩"
@@ -172,8 +173,6 @@ def legend(figure, keys: list, columns: int | None = None) -> None:
 
 def task_look(k: int) -> dict:
     """Colour and marker of the k-th task: 42 differ."""
-    import seaborn
-
     # Neither the colours of argument and answer nor yellow, which is faint on white.
     palette = seaborn.color_palette("colorblind")
     colour = palette[(2, 4, 1, 9, 5, 7, 6)[k % 7]]
@@ -181,23 +180,51 @@ def task_look(k: int) -> dict:
 
 
 def line_key(label, linestyle, color=GREY, **look):
-    from matplotlib.lines import Line2D
-
     return Line2D([], [], color=color, linestyle=linestyle, label=label, **look)
 
 
 def patch_key(label, color, **look):
-    from matplotlib.patches import Patch
-
     return Patch(facecolor=color, label=label, **({"linewidth": 0} | look))
 
 
 def text_key(label, color):
-    from matplotlib.lines import Line2D
-
     sign = {"marker": "$\\mathbf{word}$", "markersize": 20, "markeredgewidth": 0}
     return Line2D([], [], linestyle="none", color=color, label=f"is the {label}", **sign)
 
 
 def band_key():
     return patch_key("95 % band", GREY, alpha=0.25)
+
+
+def injected_tasks(connection) -> dict[str, str]:
+    """{task: title} of the tasks whose o-vectors were injected, in the config's order."""
+    query = "SELECT task, title FROM tasks WHERE injected ORDER BY place"
+    return dict(connection.execute(query).fetchall())
+
+
+def settings_of(connection) -> dict:
+    """{(model, task, domain): row of `effects`} of the chosen o-vectors."""
+    rows = records(connection, "FROM chosen_effects")
+    return {(row["model"], row["ovector_task"], row["domain"]): row for row in rows}
+
+
+def by_cell(connection, query: str) -> dict:
+    """{(model, task): rows of a query}."""
+    found: dict = {}
+    for row in records(connection, query):
+        found.setdefault((row["model"], row["task"]), []).append(row)
+    return found
+
+
+def rank_axis(axis, rows) -> None:
+    """A log axis of mean reciprocal ranks down to the lowest interval, with ranks at its ticks."""
+    rows = list(rows)
+    lows = [row[f"reciprocal_rank_{when}_low"] for row in rows for when in ("before", "after")]
+    decades = math.ceil(-math.log10(max(min(lows, default=0.01), 1e-4)))
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.axes.set(**{f"{axis.axis_name}lim": (10**-decades, 1.15)})
+    ticks = [10**-k for k in range(decades + 1)]
+    places = ["1st", "10th", "100th", "1000th", "10⁴th"]
+    between = "\n" if axis.axis_name == "x" else "  "
+    axis.set_ticks(ticks, [f"{t:g}{between}({p})" for t, p in zip(ticks, places)])
+    axis.set_ticks([], minor=True)

@@ -1,3 +1,30 @@
-"""Stage `figures`."""
+"""Stage `figures`: one figure, from the database alone; the same database gives the same bytes."""
 
-from vecsweep.figures import run  # noqa: F401
+import duckdb
+import matplotlib
+
+from vecsweep import Problem
+from vecsweep.figures import FIGURES, drawer
+from vecsweep.figures.drawing import style
+from vecsweep.files import replacing
+
+
+def run(args):
+    """Draw the figure that `args.settings` names, as SVG (text as text) and PNG (300 dpi)."""
+    name = args.settings["name"]
+    if name not in FIGURES:
+        raise Problem(f"no figure '{name}'; there are {', '.join(FIGURES)}")
+    try:
+        # One thread gives rows in one order, and equal figures are equal files. Figures are drawn
+        # on the login node of a cluster: they must not take its memory.
+        limits = {"threads": 1, "memory_limit": "2GB"}
+        connection = duckdb.connect(str(args.database), read_only=True, config=limits)
+    except duckdb.Error as error:
+        raise Problem(f"cannot read {args.database}: {' '.join(str(error).split())}") from error
+    with connection, matplotlib.rc_context(style()):
+        figure = drawer(name)(connection)
+        # Without dates and versions, so that equal figures are equal files.
+        with replacing(args.svg) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+        with replacing(args.png) as temporary:
+            figure.savefig(temporary, format="png", dpi=300, metadata={"Software": None})
