@@ -9,8 +9,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vecsweep import Problem
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 MONITOR_SECONDS = 0.5  # how often the launcher looks at its processes
 
@@ -52,13 +56,13 @@ def as_process(run: Callable[[], int]) -> None:
     os._exit(code)
 
 
-def _on_this_node(shards, nodes, argv, folder):
+def _on_this_node(shards: int, nodes: int, argv: list[str], folder: str) -> int:
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     node = int(os.environ.get("VECSWEEP_NODE", 0))
-    static = {"rdzv_backend": "static", "rdzv_configs": {"rank": node}}
+    static: dict[str, Any] = {"rdzv_backend": "static", "rdzv_configs": {"rank": node}}
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -78,7 +82,7 @@ def _on_this_node(shards, nodes, argv, folder):
         raise Problem(f"process {number} {_reason(folder, failure)}") from None
 
 
-def _reason(folder, failure):
+def _reason(folder: str, failure: "ProcessFailure") -> str:
     if failure.exitcode < 0:
         return f"was killed by signal {-failure.exitcode}; the others were stopped"
     logs = sorted(Path(folder).rglob(f"{failure.local_rank}/stderr.log"))
@@ -88,11 +92,19 @@ def _reason(folder, failure):
     return f"failed: {lines[-1].partition(': ')[2] or lines[-1]}"
 
 
-def _ask(*command):
+def _ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _nodes_of_job():
+def _noted(pattern: str, record: str) -> str:
+    """What a pattern's group finds in a record of Slurm's."""
+    found = re.search(pattern, record)
+    if not found:
+        raise Problem(f"Slurm's record has no {pattern}: {record.partition(chr(10))[0]}")
+    return found.group(1)
+
+
+def _nodes_of_job() -> list[str]:
     """Names of the nodes of the Slurm job that this runs in; one name elsewhere."""
     if "SLURM_JOB_ID" not in os.environ:
         return ["this"]
@@ -100,15 +112,15 @@ def _nodes_of_job():
     return _ask("scontrol", "show", "hostnames", listed).splitlines()
 
 
-def _over_nodes(argv):
+def _over_nodes(argv: list[str]) -> int:
     """Run this command once a node by srun.
 
     Snakemake's jobs lose most SLURM_ variables: what srun needs comes from the job's record.
     """
     job, nodes = os.environ["SLURM_JOB_ID"], _nodes_of_job()
     node = _ask("scontrol", "show", "node", nodes[0])
-    address = re.search(r"NodeAddr=(\S+)", node).group(1)
-    cpus = re.search(r"CPUs/Task=(\d+)", _ask("scontrol", "show", "job", job)).group(1)
+    address = _noted(r"NodeAddr=(\S+)", node)
+    cpus = _noted(r"CPUs/Task=(\d+)", _ask("scontrol", "show", "job", job))
     variables = {
         "VECSWEEP_NODES": str(len(nodes)),
         "VECSWEEP_HEAD": f"{address}:{20000 + int(job) % 20000}",

@@ -118,7 +118,6 @@ def load_tensor(
     import deepspeed
 
     processes = torch.distributed.get_world_size()
-    files = None if ready else _fitting(config, folder)
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     whole = _shapes(model)
@@ -137,13 +136,13 @@ def load_tensor(
         # With a layout that it does not know DeepSpeed keeps every weight whole.
         raise Problem(f"the model was not split over {processes} processes; write engine: zero")
 
-    def cut(files: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    def cut() -> Iterator[tuple[str, torch.Tensor]]:
         for name, key in files.by_file(held):
             part = files.slice(key, held[name], process(), processes)
             # A copy, or the whole file would stay mapped.
             yield name, part.to(device, dtype, copy=True)
 
-    for name, part in cut(files) if files else slices.parts(ready, held):
+    for name, part in slices.parts(ready, held) if ready else cut(files):
         module, last = _place(model, name)
         module._parameters[last] = torch.nn.Parameter(part.to(device), requires_grad=False)
     for name, buffer in buffers.items():

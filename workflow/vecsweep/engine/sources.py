@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from vecsweep import Problem
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt"]
 
 
-def sha256(files) -> str:
+def sha256(files: Iterable[Path]) -> str:
     """Hex digest of the files' bytes, one after another, in the order given."""
     digest = hashlib.sha256()
     for path in files:
@@ -21,12 +22,12 @@ def sha256(files) -> str:
     return digest.hexdigest()
 
 
-def check_sha256(name: str, files, expected: str) -> None:
+def check_sha256(name: str, files: list[Path], expected: str) -> None:
     """Problem unless the files hash to what the config says."""
     found = sha256(files)
     if found != expected:
         raise Problem(
-            f"model '{name}': sha256 of {', '.join(Path(f).name for f in files)} is {found}, "
+            f"model '{name}': sha256 of {', '.join(path.name for path in files)} is {found}, "
             f"the config says {expected}; install the right file or correct the config"
         )
 
@@ -37,7 +38,7 @@ def package_files(name: str, source: dict) -> list[Path]:
     for wanted in source["files"]:
         distribution, _, inner = wanted.partition("/")
         try:
-            path = Path(metadata.distribution(distribution).locate_file(inner))
+            path = Path(str(metadata.distribution(distribution).locate_file(inner)))
         except metadata.PackageNotFoundError:
             raise Problem(
                 f"model '{name}': package '{distribution}' is not installed; "
@@ -49,7 +50,7 @@ def package_files(name: str, source: dict) -> list[Path]:
     return found
 
 
-def convert_gguf(files, target: Path) -> None:
+def convert_gguf(files: list[Path], target: Path) -> None:
     """Dequantize GGUF parts once into `target`, a float32 safetensors folder in hub format.
 
     Later loads take seconds instead of a minute. The state goes into a fresh model, since a
@@ -82,7 +83,7 @@ def convert_gguf(files, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
     except Exception as error:  # gguf, transformers and torch each raise their own
-        names = ", ".join(Path(f).name for f in files)
+        names = ", ".join(path.name for path in files)
         reason = (str(error) or repr(error)).splitlines()[0]
         raise Problem(f"cannot convert {names} from GGUF: {reason}") from error
     finally:

@@ -17,7 +17,7 @@ def run(args):
     try:
         # One thread gives rows in one order, and equal figures are equal files. Figures are drawn
         # on the login node of a cluster: they must not take its memory.
-        limits = {"threads": 1, "memory_limit": "2GB"}
+        limits: dict = {"threads": 1, "memory_limit": "2GB"}
         connection = duckdb.connect(str(args.database), read_only=True, config=limits)
     except duckdb.Error as error:
         raise Problem(f"cannot read {args.database}: {' '.join(str(error).split())}") from error

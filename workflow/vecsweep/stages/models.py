@@ -50,7 +50,7 @@ def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str 
         return folder, config["revision"], expected
     if source == "package":
         files = sources.package_files(name, config)
-        sources.check_sha256(name, files, expected)
+        sources.check_sha256(name, files, config["sha256"])
         sources.convert_gguf(files, target / "weights")
         return target / "weights", None, expected
     folder = sources.local_folder(name, config)

@@ -151,8 +151,9 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
             add(connection, "crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
     add(connection, "effects", effect_frame([]))
     query = "SELECT DISTINCT model, ovector_task FROM interventions ORDER BY ALL"
-    for cell in connection.execute(query).fetchall():
-        add(connection, "effects", effect_frame(effects(connection, *cell, resamples, seed)))
+    for model, task in connection.execute(query).fetchall():
+        found = effects(connection, model, task, resamples, seed)
+        add(connection, "effects", effect_frame(found))
     connection.commit()
 
 
