@@ -1,6 +1,7 @@
 """What is installed, and how it is called: a wheel away from the checkout, every command's help."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,8 +17,13 @@ from vecsweep.tools import TOOLS
 def installed(tmp_path_factory):
     """A folder that a wheel of the checkout was installed into."""
     folder = tmp_path_factory.mktemp("wheel")
+    # A copy: building leaves files beside the sources.
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(REPO / "workflow" / "vecsweep", folder / "workflow" / "vecsweep", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(REPO / name, folder / name)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, REPO], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, folder], check=True)
     (wheel,) = folder.glob("vecsweep-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
     return folder / "site"

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         ):
             from vecsweep.engine import launch, load
 
-            load.check(first.model, first.shards, first.engine, first.offload, first.slices)
+            slices = getattr(first, "slices", None)
+            load.check(first.model, first.shards, first.engine, first.offload, slices)
             return launch.processes(first.shards, argv)
         return run(jobs)
     except Problem as problem:

@@ -1,3 +1,0 @@
-"""Stage `figures`."""
-
-from vecsweep.figures import run  # noqa: F401
