@@ -51,7 +51,7 @@ def make_database(
         write(files, folder, "stages", stages_of(wide))
         write(files, folder, "prompts", pa.Table.from_pylist([*prompt_rows(model, task)]))
     files |= {stage: [] for stage in ("ovectors", "interventions", "ablations")}
-    for k, (model, task) in enumerate(cells if injected else []):
+    for model, task in cells if injected else []:
         rows = [*ablation_rows(rng, model, task)]
         write(files, folder, "ablations", pa.Table.from_pylist(rows, tables.schema("ablations")))
         if answered:

@@ -114,7 +114,7 @@ def test_stage_equals_the_model_prompt_by_prompt(family, decoded, small_chunks):
     table = [row for path in made.lens for row in pq.read_table(path).to_pylist()]
     keys = [(r["layer"], r["site"], r["prompt_set"], r["prompt_id"]) for r in table]
     prompts = [(r["prompt_set"], r["prompt_id"]) for r in made.rows]
-    assert keys == [(l, s, *p) for l in range(layers) for s in sites for p in prompts]
+    assert keys == [(k, s, *p) for k in range(layers) for s in sites for p in prompts]
 
     for layer in range(layers):
         for site in sites:

@@ -139,7 +139,7 @@ def test_function_layer_counts_to_the_last_layer_that_is_there():
 def test_prompts_do_not_mix():
     # The same prompt_id in two sets, two tasks and two models is four prompts.
     rows, expected = [], {}
-    for number, (name, (sites, values)) in enumerate(CASES.items()):
+    for number, (sites, values) in enumerate(CASES.values()):
         for key in ({}, {"prompt_set": "extractive"}, {"task": "verbs"}, {"model": "other"}):
             shown = sites if not key else CASES["no-effect"][0]
             rows += lens(shown, number, **key)

@@ -49,7 +49,7 @@ def judged(raw):
     ]
     found["other_answer"] = wrong & ~found.argument_stays & np.array(same_type)
     found["other"] = wrong & ~found.argument_stays & ~found.other_answer
-    return found.astype({name: float for name in [*SHARES, "top_1_before"]})
+    return found.astype(dict.fromkeys([*SHARES, "top_1_before"], float))
 
 
 def chosen_settings(raw):

@@ -21,7 +21,8 @@ from vecsweep.engine import edits, forward, launch, load, proof, sharded
 from vecsweep.engine.edits import Edit
 from vecsweep.engine.readout import Readout
 from vecsweep.files import read_json
-from vecsweep.stages import preshard, selection
+from vecsweep.methods.parts import neuron_parts
+from vecsweep.stages import preshard
 
 BATCH_TOKENS = 16  # two prompts at a time at most
 
@@ -54,7 +55,7 @@ def compute(engine, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
         for name, edit in edits_of(layers, d_model).items():
             found[f"{name}, {place}"] = edits.resume(engine, clean, edit).cpu()
     for layer in range(layers):
-        parts, constant = selection.neuron_parts(engine, layer, prompts[0])
+        parts, constant = neuron_parts(engine, layer, prompts[0])
         found[f"parts.{layer}"], found[f"constant.{layer}"] = parts, constant
     return found
 
@@ -63,9 +64,10 @@ def load_described(path, shards: int, engine: str, folder=None):
     """The proven engine of a model.json; `folder` is for what preshard writes."""
     path = Path(path)
     engine, _, way = engine.partition(" ")
-    how = {"shards": shards, "engine": engine, "offload": way == "offload"}
+    how = {"shards": shards, "wanted": engine, "offload": way == "offload"}
     if way == "ready":
-        preshard.run(Namespace(model=path, batch_tokens=1, output=folder, **how))
+        same = {"shards": shards, "engine": engine, "offload": False}
+        preshard.run(Namespace(model=path, batch_tokens=1, output=folder, **same))
         how["ready"] = folder
     loaded = load.load(read_json(path), path, BATCH_TOKENS, **how)
     readout = Readout.load(path.with_name("readout.safetensors")) if loaded.leader else None
@@ -85,10 +87,10 @@ def main(plan: dict) -> int:
             del loaded
         except Problem as problem:
             found = {"problem": str(problem)}
-        torch.save(found, Path(plan["output"]) / f"{name}-{engine}-{sharded.rank()}.pt")
+        torch.save(found, Path(plan["output"]) / f"{name}-{engine}-{sharded.process()}.pt")
     return 0
 
 
 if __name__ == "__main__":
     plan = json.loads(Path(sys.argv[1]).read_text())
-    launch.as_rank(lambda: main(plan))
+    launch.as_process(lambda: main(plan))

@@ -24,8 +24,8 @@ import planted
 import tiny
 from conftest import REPO, command, describe, main
 from vecsweep import Problem
-from vecsweep.engine import slices as rank_files
-from vecsweep.engine.sharded import TENSOR_PARALLEL
+from vecsweep.engine import slices
+from vecsweep.engine.families import FAMILIES
 from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.tools import plan
 
@@ -38,7 +38,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def engines_of(kind):
     """The ways in which a tiny model can be sharded."""
-    return ["tensor", "zero"] if tiny.CONFIGS[kind][0] in TENSOR_PARALLEL else ["zero"]
+    return ["tensor", "zero"] if FAMILIES[tiny.CONFIGS[kind][0]].summed else ["zero"]
 
 
 CASES = [(kind, engine) for kind in tiny.KINDS for engine in engines_of(kind)]
@@ -202,7 +202,7 @@ def test_so_in_one_process(sharded_run, name):
 
 @pytest.mark.parametrize("kind, engine", CASES)
 def test_plan_knows_what_a_rank_holds(sharded_run, kind, engine):
-    settings = json.loads(tiny.config_json(kind, sharded_run.stages[kind].folder))
+    settings = tiny.config(kind, sharded_run.stages[kind].folder)
     planned = plan.Facts(kind, settings).held(engine, SHARDS)
     for rank in range(SHARDS):
         assert sharded_run.found[kind, engine, rank]["bytes"].item() == planned
@@ -262,10 +262,10 @@ SPOILT = {
     "truncated": (lambda path: os.truncate(path, path.stat().st_size - 100), "damaged"),
     "shards": (noted(shards="4"), "is for shards: 4, not 2"),
     "engine": (noted(engine="zero"), "is for engine: zero, not tensor"),
-    "rank": (noted(rank="0"), "is for rank: 0, not 1"),
+    "slice": (noted(slice="0"), "is for slice: 0, not 1"),
     "dtype": (noted(dtype="float16"), "is for dtype: float16, not float32"),
     "checkpoint": (noted(checkpoint="0" * 64), f"is for checkpoint: {'0' * 64}, not "),
-    "version": (noted(step_version="0"), "is for step_version: 0, not 1"),
+    "format": (noted(format="0"), "is for format: 0, not 1"),
 }
 
 
@@ -274,22 +274,22 @@ def test_slices_that_do_not_fit(sharded_run, tmp_path, refused, name):
     change, reason = SPOILT[name]
     folder = tmp_path / "ranks"
     shutil.copytree(sharded_run.output / "bloom-tensor ready", folder)
-    change(folder / "rank-1.safetensors")
+    change(folder / "slice-1.safetensors")
     arguments = states(sharded_run.stages["bloom"], tmp_path, prompts="none")[3:]
-    line = refused([*arguments, "--ranks", folder])
-    assert f"{folder}/rank-1.safetensors is " in line and reason in line
+    line = refused([*arguments, "--slices", folder])
+    assert f"{folder}/slice-1.safetensors is " in line and reason in line
     assert line.endswith(f"delete {folder} and run again")
     assert not list((tmp_path / "results").iterdir())
 
 
 def test_slices_of_another_model(sharded_run):
-    path = sharded_run.output / "bloom-tensor ready" / "rank-0.safetensors"
+    path = sharded_run.output / "bloom-tensor ready" / "slice-0.safetensors"
     held = {name: tuple(p.shape) for name, p in load_file(path).items()}
     with safe_open(path, "pt") as file:
-        assert dict(rank_files.parts(file, held)).keys() == held.keys()
+        assert dict(slices.parts(file, held)).keys() == held.keys()
         for shapes in (held | {"more": (1,)}, held | {"lm_head.weight": (1, 2)}):
             with pytest.raises(Problem, match="the model differ in '(more|lm_head.weight)'"):
-                next(rank_files.parts(file, shapes))
+                next(slices.parts(file, shapes))
 
 
 def test_preshard_needs_shards(bloom, tmp_path, refused):
@@ -368,14 +368,14 @@ def test_a_killed_rank_ends_the_job(bloom, tmp_path):
     write_table(pa.concat_tables([read_table(bloom.prompts)] * 40), many)
 
     def kill(line, children):
-        if "the ranks hold" not in line:
+        if "the processes hold" not in line:
             return False
         (rank,) = [c for c in children if c.environ().get("RANK") == "1"]
         rank.kill()
         return True
 
     last = assert_fails(states(bloom, tmp_path, prompts=many), tmp_path, kill)
-    assert last == "vecsweep states: rank 1 was killed by signal 9; the other ranks were stopped"
+    assert last == "vecsweep states: process 1 was killed by signal 9; the others were stopped"
 
 
 def changed(stage, folder, change):
@@ -391,7 +391,7 @@ def test_a_rank_that_fails_has_the_last_word(bloom, tmp_path):
     stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["lacking"]))
     last = assert_fails(states(stage, tmp_path), tmp_path)
     place = f"{tmp_path}/source: the checkpoint has no tensor for 'transformer.{LACKING}'"
-    assert last in [f"vecsweep states: rank {rank} failed: {place}" for rank in range(SHARDS)]
+    assert last in [f"vecsweep states: process {rank} failed: {place}" for rank in range(SHARDS)]
 
 
 def test_no_slices_of_a_broken_checkpoint(bloom, tmp_path):
@@ -478,7 +478,7 @@ def test_the_states_of_two_ranks(sweep):
     assert set(one) == set(two) and len(set(one)) == 3 * planted.LAYERS
     assert max(off(two[name], one[name]) for name in one) <= 1e-4
     log = (sweep.folder / "logs/states/two/towns.log").read_text()
-    assert "engine: tensor, shards: 2" in log and "the ranks hold" in log
+    assert "engine: tensor, shards: 2" in log and "the processes hold" in log
 
 
 def test_the_tables_of_two_ranks(sweep):
@@ -492,7 +492,7 @@ def test_the_tables_of_two_ranks(sweep):
         assert {"lens", "top_tokens", "interventions", "effects", "ablations"} <= set(compared)
         for table in compared:
             # How it ran may differ: table runs has the shards.
-            names = [name for name in columns[table] if name not in ("model", "shards")]
+            names = [name for name in columns[table] if name not in ("model", "shards", "engine")]
             floats = [name for name in names if columns[table][name]]
             exact = [name for name in names if name not in floats]
             listed = ", ".join(f'"{name}"' for name in [*exact, *floats])
@@ -517,7 +517,7 @@ def test_jobs_that_start_from_slices_and_take_two_tasks(sweep):
     goals = [f"results/{stage}/ready/towns.parquet" for stage in ("selection", "ablations")]
     snakemake(sweep.folder, config, *goals)
     files = {path.name for path in (results / "preshard" / "ready").glob("*.safetensors")}
-    assert files == {f"rank-{rank}.safetensors" for rank in range(SHARDS)}
+    assert files == {f"slice-{rank}.safetensors" for rank in range(SHARDS)}
     for stage in ("states", "interventions", "selection", "ablations"):
         assert {path.stem for path in (results / stage / "ready").iterdir()} == {"again", "towns"}
         (log,) = (logs / stage / "ready").rglob("*.log")

@@ -35,7 +35,7 @@ class Requests:
     def __init__(self, models: dict, site: dict):
         self.models, self.site = models, site
 
-    @functools.cache
+    @functools.cache  # noqa: B019 - one object a run
     def weights_gb(self, model: str) -> float:
         """Size of a model's weights, from its sizes where `vecsweep plan` knows them.
 
@@ -46,7 +46,7 @@ class Requests:
         parameters = known.get("parameters") or 12 * 128**2 * settings["layers"] ** 3
         return parameters * plan.BYTES[settings["dtype"]] / 1e9
 
-    @functools.cache
+    @functools.cache  # noqa: B019
     def planned_memory(self, model: str) -> int | None:
         """MB for each node of a job that runs the model, by `vecsweep plan`; None if it cannot say."""
         settings = self.models[model]

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
@@ -151,7 +152,7 @@ def clean_runs(
         past = copy.deepcopy(cache)
         if past is not None:
             past.batch_repeat_interleave(len(rows))
-        output = []
+        output: list[torch.Tensor] = []
         keep = engine.blocks[-1].register_forward_hook(
             lambda module, args, out, output=output: output.append(first(out)[:, -1])
         )
@@ -192,13 +193,13 @@ def _run_blocks(engine, calls, start, variants, prompts, cache):
             return value.repeat(variants, *[1] * (value.dim() - 1))
         return value
 
-    hidden = None
+    hidden: Any = None  # of the first block that runs, its recorded input
     for block, (args, kwargs) in list(zip(engine.blocks, calls))[start:]:
-        args = [widened(value) for value in args]
-        kwargs = {name: widened(value) for name, value in kwargs.items()}
-        if hidden is not None and args:
-            args[0] = hidden
+        given = [widened(value) for value in args]
+        named = {name: widened(value) for name, value in kwargs.items()}
+        if hidden is not None and given:
+            given[0] = hidden
         elif hidden is not None:
-            kwargs["hidden_states"] = hidden
-        hidden = first(block(*args, **kwargs))
+            named["hidden_states"] = hidden
+        hidden = first(block(*given, **named))
     return hidden

@@ -74,16 +74,17 @@ def captured(engine: Engine):
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts share, leaving each at least one of its own."""
-    low, high = min(prompts), max(prompts)
-    same = len(os.path.commonprefix([list(low), list(high)]))
+    # Whatever the first and the last in order share, all share.
+    low, *_, high = sorted(map(list, [*prompts, *prompts]))
+    same = len(os.path.commonprefix([low, high]))
     return min(same, min(map(len, prompts)) - 1)
 
 
 def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of prompts of one length each, at most `batch_tokens` tokens (or one prompt)."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for length, group in itertools.groupby(order, key=lambda i: lengths[i]):
-        group = list(group)
+    for length, members in itertools.groupby(order, key=lambda i: lengths[i]):
+        group = list(members)
         size = max(1, batch_tokens // max(1, length))
         for start in range(0, len(group), size):
             yield group[start : start + size]

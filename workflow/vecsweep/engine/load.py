@@ -116,7 +116,10 @@ def load(
             model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             sharded.start()
-            mine = ready and slices.opened(ready, description, sharding, shards, sharded.process())
+            mine = None
+            if ready:
+                process = sharded.process()
+                mine = slices.opened(ready, description, sharding, shards, process)
             if sharding == "tensor":
                 model = sharded.load_tensor(config, folder, dtype, mine)
             else:
@@ -139,13 +142,14 @@ def _load_single(folder: Path, dtype: torch.dtype) -> Any:
 
     `transformers` itself only warns, and leaves random numbers where a tensor is missing.
     """
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused here, by name
     )
+    model, found = loaded
     family = family_of(model)
     shapes = {key: (tuple(has), tuple(needs)) for key, has, needs in found["mismatched_keys"]}
     unused = [key for key in found["unexpected_keys"] if not checkpoint.unneeded(family, key)]

@@ -61,7 +61,7 @@ def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False
             chosen = [tokens[clean.rows] for tokens in targets]
             yield clean.last, chosen, (clean.rows, None)
             for plan in plans:
-                vectors = {layer: plan.vectors for layer in range(plan.start, plan.end + 1)}
+                vectors = dict.fromkeys(range(plan.start, plan.end + 1), plan.vectors)
                 after = resume(engine, clean, Edit(vectors, plan.mode, plan.position))
                 count = len(plan.labels)
                 yield (

@@ -118,6 +118,8 @@ def load_tensor(
     import deepspeed
 
     processes = torch.distributed.get_world_size()
+    if not ready:
+        _fitting(config, folder)  # before anything is built
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     whole = _shapes(model)
@@ -136,13 +138,14 @@ def load_tensor(
         # With a layout that it does not know DeepSpeed keeps every weight whole.
         raise Problem(f"the model was not split over {processes} processes; write engine: zero")
 
-    def cut() -> Iterator[tuple[str, torch.Tensor]]:
+    def cut(files: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
         for name, key in files.by_file(held):
             part = files.slice(key, held[name], process(), processes)
             # A copy, or the whole file would stay mapped.
             yield name, part.to(device, dtype, copy=True)
 
-    for name, part in slices.parts(ready, held) if ready else cut(files):
+    found = slices.parts(ready, held) if ready else cut(_fitting(config, folder))
+    for name, part in found:
         module, last = _place(model, name)
         module._parameters[last] = torch.nn.Parameter(part.to(device), requires_grad=False)
     for name, buffer in buffers.items():
@@ -263,9 +266,10 @@ def load_zero(
                 held[name].data.copy_(part)
             else:  # the file's own pages will do
                 held[name].data = part
-    for name, key in files.by_file(held) if files else ():
-        start = process() * held[name].numel()
-        stop = min(start + held[name].numel(), model.get_parameter(name).ds_numel)
-        part = files.flat(key, start, stop)
-        held[name].data[: len(part)].copy_(part)
+    if files:
+        for name, key in files.by_file(held):
+            start = process() * held[name].numel()
+            stop = min(start + held[name].numel(), model.get_parameter(name).ds_numel)
+            part = files.flat(key, start, stop)
+            held[name].data[: len(part)].copy_(part)
     return deepspeed.initialize(model=model, config=settings)[0].module.eval()

@@ -277,7 +277,7 @@ def add_bands(connection, resamples: int) -> None:
 
 def _types(keys, columns):
     numbers = {"start_layer": "int32", "size": "int32", "prompts": "int32"}
-    return {c: "str" for c in keys} | {c: "float64" for c in columns} | {
+    return dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64") | {
         c: kind for c, kind in numbers.items() if c in (*keys, *columns)
     }  # fmt: skip
 
