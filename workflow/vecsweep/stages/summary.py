@@ -40,6 +40,7 @@ def run(args):
                 add_views(connection)
                 add_bands(connection, args.settings["resamples"])
                 write_tables(connection, args.tables)
+                tables.comment_on(connection)
         except duckdb.OutOfMemoryException as error:
             more = f"--set-resources summary:mem_mb={2 * args.memory}"
             raise Problem(f"{args.memory} MB of memory do not do: ask for more, {more}") from error
