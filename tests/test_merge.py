@@ -1,8 +1,12 @@
 """Tool merge: two small summaries made by hand become one, or are refused with nothing left."""
 
+import json
+
 import duckdb
 import pytest
+
 from vecsweep.__main__ import main
+from vecsweep.tools import scale
 
 TABLES = """
 CREATE TABLE models (model VARCHAR, layers BIGINT, revision {revision}, sha256 VARCHAR);
@@ -194,3 +198,51 @@ def test_a_failure_while_writing_leaves_nothing(databases, tmp_path, capsys, mon
 
     monkeypatch.setattr(tool, "add_definitions", full)
     refused(databases(), tmp_path, capsys, "no space left")
+
+
+SIZE = scale.Size(models=2, tasks=2, layers=4, layers_per_job=2, prompts=8, novel=8, vocabulary=40)
+
+
+@pytest.fixture(scope="module")
+def summarized(tmp_path_factory):
+    """summarized(models): the path of a real summary of some models of one made-up sweep."""
+    folder = tmp_path_factory.mktemp("halves")
+    sweep = SIZE.sweep(folder / "results")
+    scale.make(sweep, SIZE)
+
+    def make(models):
+        path = folder / f"{'-'.join(models)}.duckdb"
+        words = scale.summary(sweep, 200)
+        settings = json.loads(words[words.index("--settings") + 1])
+        settings["grid"] = {model: settings["grid"][model] for model in models}
+        words[words.index("--settings") + 1] = json.dumps(settings)
+        words[words.index("--database") + 1] = str(path)
+        assert main(words) == 0
+        return str(path)
+
+    return make
+
+
+def content(path):
+    """Rows of all tables and views, and all comments that a summary has."""
+    query = """SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal
+               UNION ALL SELECT view_name, NULL, comment FROM duckdb_views() WHERE NOT internal
+               UNION ALL SELECT table_name, NULL, comment FROM duckdb_tables()
+               ORDER BY ALL"""
+    with duckdb.connect(str(path), read_only=True) as database:
+        comments = database.execute(query).fetchall()
+        names = sorted({name for name, _, _ in comments})
+        # As text: nan is not itself.
+        rows = {n: str(database.execute(f"FROM {n} ORDER BY ALL").fetchall()) for n in names}
+    return rows | {"comments": comments}
+
+
+@pytest.mark.parametrize("second", [["model01"], ["model00", "model01"]])
+def test_halves_are_the_whole(summarized, tmp_path, second):
+    whole = content(summarized(["model00", "model01"]))
+    with merge([summarized(["model00"]), summarized(second)], tmp_path):
+        pass
+    merged = content(tmp_path / "new" / "c.duckdb")
+    assert merged.keys() == whole.keys()
+    for name in whole:
+        assert merged[name] == whole[name], name

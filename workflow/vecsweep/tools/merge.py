@@ -6,6 +6,7 @@ A task is `injected` if it is in any. CSV tables and figures are not made.
 """
 
 import os
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
@@ -233,4 +234,6 @@ def add_definitions(connection, part: str) -> None:
     query = f"SELECT * FROM ({query}) WHERE database_name = ? AND comment IS NOT NULL"
     for kind, names, comment, _ in connection.execute(query, [part]).fetchall():
         name = ".".join(map(quoted, names))
-        connection.execute(f"COMMENT ON {kind} {name} IS {text(comment)}")
+        # Of two columns of one name DuckDB lists the second as NAME_1, and does not find it.
+        with suppress(duckdb.BinderException):
+            connection.execute(f"COMMENT ON {kind} {name} IS {text(comment)}")
