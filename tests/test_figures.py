@@ -518,5 +518,7 @@ def test_bands_follow_the_config(tmp_path):
         database = make_database(tmp_path / str(resamples), 1, 1, resamples=resamples)
         with duckdb.connect(str(database), read_only=True) as connection:
             queries = ("layer_bands", "part_bands", "length_bands", "curves", "effects")
-            widths.append([connection.execute(f"FROM {q} ORDER BY ALL").fetchall() for q in queries])
+            widths.append(
+                [connection.execute(f"FROM {q} ORDER BY ALL").fetchall() for q in queries]
+            )
     assert all(few and few != many for few, many in zip(*widths))

@@ -19,7 +19,9 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     # A copy: building leaves files beside the sources.
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(REPO / "workflow" / "vecsweep", folder / "workflow" / "vecsweep", ignore=ignored)
+    shutil.copytree(
+        REPO / "workflow" / "vecsweep", folder / "workflow" / "vecsweep", ignore=ignored
+    )
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(REPO / name, folder / name)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]

@@ -246,7 +246,9 @@ STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES)}
 ENDS = [
     stage
     for stage in ROWS
-    if not any(stage.name == what.stage for other in STAGES.values() for what in other.inputs.values())
+    if not any(
+        stage.name == what.stage for other in STAGES.values() for what in other.inputs.values()
+    )
 ]
 
 

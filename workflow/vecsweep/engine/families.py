@@ -203,7 +203,7 @@ def family_of(model: PreTrainedModel) -> Family:
         lacks[name] = _lacks(family, model)
         if not lacks[name]:
             return replace(family, summed=())
-    for name, family in FAMILIES.items():
+    for family in FAMILIES.values():
         family = replace(family, summed=(), down=None, ffn_scaled=False)
         if not _lacks(family, model):
             return family

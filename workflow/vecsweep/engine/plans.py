@@ -107,6 +107,7 @@ def decoded(readout, pieces):
     read from memory once a call, however few the states. Without a readout the pieces are run
     (other ranks wait for them) and nothing is yielded.
     """
+
     def flush():
         width = max(answer.shape[-1] for _, (_, answer), _ in waiting)
         states = torch.cat([states for states, _, _ in waiting])

@@ -74,7 +74,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
             worst = max(worst, off)
     if readout is None:
         return Proof(worst, None)
-    decoded = readout.logits(readout.normed(states[f"resid_post.{len(engine.blocks) - 1:02d}"].cpu()))
+    decoded = readout.logits(
+        readout.normed(states[f"resid_post.{len(engine.blocks) - 1:02d}"].cpu())
+    )
     if not (decoded.isfinite().all() and logits.isfinite().all()):
         raise Problem(_not_finite(engine, "the logits"))
     off = _difference(decoded, logits)

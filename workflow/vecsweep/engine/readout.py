@@ -41,7 +41,9 @@ class Readout:
 
     def to(self, device) -> "Readout":
         """The same readout on another device."""
-        tensors: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        tensors: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)
+        }
         return replace(self, **tensors)
 
     def normed(self, states: torch.Tensor) -> torch.Tensor:

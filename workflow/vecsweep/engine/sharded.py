@@ -49,8 +49,7 @@ def choose(
     if wanted == "tensor":
         if not tensor_parallel(model_type):
             raise Problem(
-                f"engine: tensor cannot split the family '{model_type}'; "
-                "write engine: zero or auto"
+                f"engine: tensor cannot split the family '{model_type}'; write engine: zero or auto"
             )
         if heads % shards:
             fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
@@ -71,9 +70,8 @@ def process() -> int:
 
 def start() -> None:
     """Join the job's process group; RANK, WORLD_SIZE and MASTER_ADDR are in the environment."""
-    from deepspeed.runtime.zero import partition_parameters
-
     import deepspeed  # takes seconds
+    from deepspeed.runtime.zero import partition_parameters
 
     if not torch.cuda.is_available():
         # Its shared-memory all-reduce takes minutes to compile, crashes unless LOCAL_SIZE is
@@ -113,9 +111,8 @@ def load_tensor(
     files' own dtype, or all of its own opened file `ready`. Problem unless files and model fit
     each other.
     """
-    from accelerate import init_empty_weights
-
     import deepspeed
+    from accelerate import init_empty_weights
 
     processes = torch.distributed.get_world_size()
     if not ready:

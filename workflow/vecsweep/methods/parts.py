@@ -21,7 +21,9 @@ def largest(setting: Setting) -> list[Plan]:
     directions of all eligible o-vectors of the task, largest first. The mean of the donors has no
     neurons: where it was chosen, the first donor is taken apart.
     """
-    index = next(i for i in (setting.index, *range(len(setting.donors))) if setting.donors[i][0] is not None)
+    index = next(
+        i for i in (setting.index, *range(len(setting.donors))) if setting.donors[i][0] is not None
+    )
     (donor, layer), vector = setting.donors[index], setting.vectors[index]
     rows = kept_rows(setting.prompts, ("abstractive",))
     row = next(r for r in rows if r["prompt_id"] == donor)
@@ -30,7 +32,8 @@ def largest(setting: Setting) -> list[Plan]:
     if shares is not None:
         order = (shares @ vector).argsort(descending=True)
         found += [
-            (f"neurons_{word}", shares[order[:k]].sum(0) + constant) for k, word in counts(len(order))
+            (f"neurons_{word}", shares[order[:k]].sum(0) + constant)
+            for k, word in counts(len(order))
         ]
     for k, word in counts(len(setting.directions)):
         basis = setting.directions[:k]

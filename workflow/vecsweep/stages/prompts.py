@@ -146,5 +146,3 @@ def _drop_pairs(rows, max_prompts, seed):
         reasons |= dict.fromkeys(capped, f"over max_prompts: {max_prompts}")
     for row in rows:
         row["dropped"] = reasons.get(row["prompt_id"])
-
-

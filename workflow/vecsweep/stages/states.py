@@ -43,5 +43,3 @@ def states_of(engine: Engine, rows: list[dict], description: dict) -> dict[str, 
             )
     before = "resid_pre.00" if engine.parallel else None
     return {k: v for k, v in states.items() if not k.startswith("resid_pre") or k == before}
-
-

@@ -201,7 +201,17 @@ MEASURES = (
     "other_answer",
     "other",
 )
-SETTING = ("model", "ovector_task", "task", "domain", "control", "chosen", "start_layer", "end_layer", "mode")
+SETTING = (
+    "model",
+    "ovector_task",
+    "task",
+    "domain",
+    "control",
+    "chosen",
+    "start_layer",
+    "end_layer",
+    "mode",
+)
 
 
 def effects(connection, model: str, ovector_task: str, resamples: int, seed: int) -> list[dict]:
@@ -266,7 +276,9 @@ def add_bands(connection, resamples: int) -> None:
     """
     for query, table, keys, columns in BANDS:
         rows = connection.execute(f"SELECT * FROM {query}").df()
-        add(connection, table, pd.DataFrame(columns=[*keys, *columns]).astype(_types(keys, columns)))
+        add(
+            connection, table, pd.DataFrame(columns=[*keys, *columns]).astype(_types(keys, columns))
+        )
         found = []
         for key, group in rows.groupby(keys, sort=True):
             found.append([*key, len(group), *BANDED[table](group, resamples)])

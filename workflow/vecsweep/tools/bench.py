@@ -111,5 +111,3 @@ def table_line(name, times, aim) -> str:
         f"{name:45} {ours * 1e3:7.1f} ms {naive * 1e3:7.1f} ms {ours / naive:7.3f}  {spread:>13}"
         f"  {aim:11}"
     )
-
-

@@ -1,6 +1,5 @@
 """The variants that `vecsweep bench` runs in turn: ours, and those that it is measured against."""
 
-
 import torch
 import transformers
 
@@ -62,6 +61,7 @@ def resumed_sweep(engine, readout, rows, vector):
 
 def full_sweep(engine, rows, vector):
     """A full forward for each start layer, in equal-length batches, ranks from all logits."""
+
     def replace(module, args, output):
         new = vector.to(first(output)).expand_as(first(output))
         return (new, *output[1:]) if isinstance(output, tuple) else new

@@ -200,7 +200,9 @@ def colored_objects(_):
         if number % len(corrections.COLORS) == 0:
             asked = rng.sample(corrections.COLORS, len(corrections.COLORS))
         color = asked.pop()
-        others = rng.sample([other for other in corrections.COLORS if other != color], rng.randint(2, 5))
+        others = rng.sample(
+            [other for other in corrections.COLORS if other != color], rng.randint(2, 5)
+        )
         things = rng.sample(corrections.OBJECTS, len(others) + 1)
         place = rng.randrange(len(things))
         colors = others[:place] + [color] + others[place:]
@@ -447,7 +449,9 @@ def language_country(_):
         for language in get_official_languages(code, de_facto=True):
             name = names.get(language.split("_")[0])  # without the script
             if name in corrections.LANGUAGES and code not in corrections.UNINHABITED:
-                speakers.setdefault(name, {corrections.LANGUAGES[name]: None})[country["name"]] = None
+                speakers.setdefault(name, {corrections.LANGUAGES[name]: None})[country["name"]] = (
+                    None
+                )
     for language, country in corrections.FORMER_LANGUAGES:
         del speakers[language][country]
     rows = [
@@ -461,7 +465,12 @@ def words(npm: Path, tasks: dict[str, list]) -> list[str]:
 
     Nor do they stand in a task's file: "capital" before a country would be a hint.
     """
-    taken = {*corrections.UNFIT_NOUNS, *corrections.UNFIT_ADJECTIVES, *corrections.UNFIT_WORDS, "chief"}
+    taken = {
+        *corrections.UNFIT_NOUNS,
+        *corrections.UNFIT_ADJECTIVES,
+        *corrections.UNFIT_WORDS,
+        "chief",
+    }
     for path in HERE.glob("*.yaml"):
         taken.update(re.findall(r"[a-z]+", path.read_text(encoding="utf-8").lower()))
     for rows in tasks.values():

@@ -99,4 +99,3 @@ def cancel_orphans(folder: Path, seconds: float = 120) -> None:
         if time.monotonic() > end:
             raise Problem(f"Slurm jobs {' '.join(left)} do not end; run this again later")
         time.sleep(0.5)
-

@@ -240,7 +240,14 @@ def run(args):
                 print(f"    {table}: {count:,} rows", flush=True)
         for name in FIGURES:
             pictures = [f"--{kind}={results / 'figures' / name}.{kind}" for kind in ("svg", "png")]
-            command = ["figures", "--settings", json.dumps({"name": name}), "--database", str(database), *pictures]
+            command = [
+                "figures",
+                "--settings",
+                json.dumps({"name": name}),
+                "--database",
+                str(database),
+                *pictures,
+            ]
             print(f"figure {name}: {measured(command)}", flush=True)
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)

@@ -192,4 +192,3 @@ def print_table(rows: list[list]) -> None:
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths)).rstrip())
-
