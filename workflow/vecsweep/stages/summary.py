@@ -11,7 +11,6 @@ import pandas as pd
 
 from vecsweep import Problem, tables
 from vecsweep.files import PACKAGE, replacing
-from vecsweep.layout import blocks
 from vecsweep.statistics import (
     BAND,
     SEED,
@@ -21,6 +20,7 @@ from vecsweep.statistics import (
     resampled_means,
     share_band,
 )
+from vecsweep.sweep import blocks
 
 SQL = PACKAGE / "sql"
 

@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from vecsweep import config
-from vecsweep.layout import ROWS, Cell, Stage, Sweep
+from vecsweep.layout import ROWS, Cell, Stage
+from vecsweep.sweep import Sweep
 
 
 def arguments(parser):

@@ -20,8 +20,9 @@ import pyarrow as pa
 from vecsweep import Problem, config, tables
 from vecsweep.figures import FIGURES
 from vecsweep.files import write_json
-from vecsweep.layout import STAGES, SUMMARY, Cell, Sweep
+from vecsweep.layout import STAGES, SUMMARY, Cell
 from vecsweep.stages.stages import stages_of
+from vecsweep.sweep import Sweep
 
 
 class Size(NamedTuple):

@@ -14,7 +14,8 @@ from statistics import mean
 from vecsweep import config
 from vecsweep.engine import gpu
 from vecsweep.files import read_json
-from vecsweep.layout import STAGES, Sweep
+from vecsweep.layout import STAGES
+from vecsweep.sweep import Sweep
 
 
 def arguments(parser):

@@ -1,0 +1,282 @@
+"""The grid of a config: which cells each stage has, and what each job reads, writes and is told."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from vecsweep import tasks
+from vecsweep.files import PACKAGE, write_json
+from vecsweep.layout import ROWS, STAGES, SUMMARY, Cell, Input, Stage, rivals
+
+
+class Sweep:
+    """The grid of a checked config: its cells, and what each job reads, writes and is told.
+
+    `results` is the folder of the results. Nothing is written.
+    """
+
+    def __init__(self, config: dict, results: str | Path = "results"):
+        self.config, self.results = config, str(results)
+        self.models, self.tasks = list(config["models"]), list(config["tasks"])
+
+    @cached_property
+    def loaded(self) -> dict[str, tasks.Task]:
+        """Every task of the grid, read from its file; Problem at the first mistake."""
+        return {name: tasks.load(self.task_file(name), name) for name in self.tasks}
+
+    def task_file(self, task: str) -> str:
+        """A task's YAML file, relative to this folder where it is the packaged one."""
+        own = self.config["tasks"][task].get("file")
+        return own or os.path.relpath(PACKAGE / "tasks" / f"{task}.yaml")
+
+    def tasks_of(self, stage: Stage) -> list[str]:
+        """The tasks that a stage has jobs for, in the config's order."""
+        if "task" not in stage.parts:
+            return [""]
+        tasks = self.listed(stage.tasks)
+        if stage.name == "ovectors":  # a rival may be a task that is not injected itself
+            tasks = tasks + [name for task in tasks for name in rivals(self, task)]
+        return [task for task in self.tasks if task in tasks]
+
+    def listed(self, key: str) -> list[str]:
+        """The tasks that a config key lists; null means all."""
+        if key == "tasks":
+            return self.tasks
+        section, name = key.split(".")
+        names = self.config[section][name]
+        return [task for task in self.tasks if names is None or task in names]
+
+    def blocks(self, model: str) -> list[str]:
+        """The first-last layers that one job takes, e.g. ["0-11", "12-17"]."""
+        return blocks(*self._cut(model))
+
+    def _cut(self, model):
+        return [self.config["models"][model][key] for key in ("layers", "layers_per_job")]
+
+    def cells(self, stage: Stage, model: str | None = None) -> list[Cell]:
+        """The cells of a stage, of one model or of all."""
+        if not stage.parts:
+            return [Cell()]
+        wanted = [
+            name
+            for name in self.models
+            if stage.name != "preshard" or self.config["models"][name]["preshard"]
+        ]
+        return [
+            Cell(name, task, layers)
+            for name in wanted
+            if model in (None, name)
+            for task in self.tasks_of(stage)
+            for layers in (self.blocks(name) if "layers" in stage.parts else [""])
+        ]
+
+    def jobs(self) -> Iterator[tuple[Stage, Cell]]:
+        """Every cell of the grid, stage by stage."""
+        for stage in ROWS:
+            for cell in self.cells(stage):
+                yield stage, cell
+
+    def outputs(self, stage: Stage, cell: Cell) -> dict[str, str]:
+        """Option -> path of what a job writes."""
+        return stage.paths(cell, self.results)
+
+    def inputs(self, stage: Stage, cell: Cell) -> dict[str, list[str]]:
+        """Option -> paths of what a job reads, its settings first.
+
+        An optional input only if the job is to run anyway: it is no reason to.
+        """
+        found = self._needed(stage, cell)
+        for option, what in stage.inputs.items():
+            if what.optional and self.config["models"][cell.model][what.optional]:
+                if (stage.name, cell) in self._outdated:
+                    found[option] = self._results(what, cell)
+        return found
+
+    def _needed(self, stage, cell):
+        found = {"settings": [self.settings_file(stage, cell)]}
+        if stage.name == "prompts":
+            found["task"] = [self.task_file(cell.task)]
+        return found | {
+            option: self._results(what, cell)
+            for option, what in stage.inputs.items()
+            if not what.optional
+        }
+
+    def _results(self, what, cell):
+        stage = STAGES[what.stage]
+        return [self.outputs(stage, source)[what.output] for source in self.sources(what, cell)]
+
+    def sources(self, what: Input, cell: Cell) -> list[Cell]:
+        """The cells of another stage that an input of this cell comes from."""
+        stage = STAGES[what.stage]
+        if not cell.model:
+            return self.cells(stage)
+        if "task" not in stage.parts:
+            return [Cell(cell.model)]
+        names = what.tasks(self, cell.task) if what.tasks else [cell.task]
+        layers = [""]
+        if "layers" in stage.parts:
+            layers = [cell.layers] if cell.layers else self.blocks(cell.model)
+        return [Cell(cell.model, name, block) for name in names for block in layers]
+
+    def data(self, stage: Stage, cell: Cell) -> list[str]:
+        """Files that a job reads through another one: the rows of a task."""
+        return [self.loaded[cell.task].data] if stage.name == "prompts" else []
+
+    def settings_file(self, stage: Stage, cell: Cell) -> str:
+        """Where a cell's settings are noted: all blocks of a task share them."""
+        parts = [stage.name, *(part for part in cell[:2] if part)]
+        return f"{self.results}/settings/{'/'.join(parts)}.json"
+
+    def settings(self, stage: Stage, cell: Cell) -> dict:
+        """What changes a cell's result, and nothing else: the stage's version, its config keys.
+
+        Keys are named by their last word. The summary's are the grid too: each model's number of
+        layers, and of layers in a block.
+        """
+        found = {"stage": stage.name, "version": stage.version}
+        found |= {part: value for part, value in zip(("model", "task"), cell) if value}
+        for key in stage.keys:
+            found[key.split(".")[-1]] = self._setting(key, cell)
+        if stage is SUMMARY:
+            found["grid"] = {model: self._cut(model) for model in sorted(self.models)}
+            found["tasks"] = {
+                "all": self.tasks,
+                "injected": self.listed("interventions.tasks"),
+                "ablated": self.listed("ablations.tasks"),
+            }
+        return found
+
+    def _setting(self, key, cell):
+        section, name = key.split(".")
+        if key == "ablations.twins":
+            return cell.task in self.listed(key)
+        if key == "interventions.controls_over_layers":
+            return cell.task == self.config[section][name]
+        if key == "interventions.rivals":
+            return rivals(self, cell.task)
+        if section == "models":
+            return self.config["models"][cell.model].get(name)
+        if section == "tasks":
+            return self.config["tasks"][cell.task].get(name)
+        if section == "prompts" and cell.task:
+            return self.config["tasks"][cell.task].get(name, self.config["prompts"][name])
+        return self.config[section][name]
+
+    def all_settings(self) -> dict[str, dict]:
+        """Settings file -> settings, of every cell and the summary."""
+        return {
+            self.settings_file(stage, cell): self.settings(stage, cell)
+            for stage in (*ROWS, SUMMARY)
+            for cell in self.cells(stage)
+        }
+
+    def command(self, stage: Stage, cell: Cell) -> list[str]:
+        """The words behind `vecsweep` that make a cell's results."""
+        # Not from their file: it might be another one's by the time that the job starts.
+        words = [stage.name, "--settings", json.dumps(self.settings(stage, cell), sort_keys=True)]
+        named = self.inputs(stage, cell) | self.outputs(stage, cell)
+        del named["settings"]
+        for option, paths in named.items():
+            paths = [paths] if isinstance(paths, str) else paths
+            words += [f"--{option}", *paths] if paths else []
+        if cell.layers:
+            first, last = cell.layers.split("-")
+            words += ["--first", first, "--last", last]
+        if stage.runs_model:
+            model = self.config["models"][cell.model]
+            for option in ("batch_tokens", "shards", "engine"):
+                words += [f"--{option.replace('_', '-')}", str(model[option])]
+            words += ["--offload"] * model["offload"]
+        return words
+
+    @cached_property
+    def _outdated(self) -> set[tuple[str, Cell]]:
+        """(stage, cell) of every result that is missing, older than what it is made of, or about to be.
+
+        As Snakemake will see it, or more: it compares small files by content too.
+        """
+        found: set[tuple[str, Cell]] = set()
+        for stage, cell in self.jobs():
+            needed = [path for paths in self._needed(stage, cell).values() for path in paths]
+            changed = read_note(needed[0]) != self.settings(stage, cell)
+            before = (
+                (what.stage, source) in found
+                for what in stage.inputs.values()
+                if not what.optional
+                for source in self.sources(what, cell)
+            )
+            written = list(self.outputs(stage, cell).values())
+            if changed or any(before) or older(written, needed + self.data(stage, cell)):
+                found.add((stage.name, cell))
+        return found
+
+    def groups(self, model: str) -> dict[str, list[list[str]]]:
+        """Stage -> lists of tasks that one job of a model takes together, by its `tasks_per_job`.
+
+        Only of tasks that are to run: what is finished is in no group, and does not run again.
+        """
+        size = self.config["models"][model]["tasks_per_job"]
+        outdated = {(stage, cell.task) for stage, cell in self._outdated if cell.model == model}
+        found = {}
+        for stage in ROWS:
+            if "task" in stage.parts:
+                tasks = [name for name in self.tasks_of(stage) if (stage.name, name) in outdated]
+                chunks = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+                found[stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
+        return found
+
+
+def blocks(layers: int, size: int) -> list[str]:
+    """The first-last layers of blocks of `size` layers, e.g. ["0-11", "12-17"]."""
+    return [f"{first}-{min(first + size, layers) - 1}" for first in range(0, layers, size)]
+
+
+def note(files: dict[str, dict]) -> dict[str, tuple[bytes, int] | None]:
+    """Write settings files, as JSON with keys in order; those that say the same are left alone.
+
+    They are inputs of the jobs: a job runs again when its own settings changed. Gives what was
+    there before in each file that is written, and its time, for `restore`.
+    """
+    before: dict[str, tuple[bytes, int] | None] = {}
+    for path, settings in files.items():
+        if read_note(path) != settings:
+            old = Path(path).absolute()  # Snakemake leaves its folder before it ends
+            before[str(old)] = (old.read_bytes(), old.stat().st_mtime_ns) if old.exists() else None
+            write_json(dict(sorted(settings.items())), path)
+    return before
+
+
+def restore(before: dict[str, tuple[bytes, int] | None]) -> None:
+    """Undo what `note` wrote: a dry run leaves no trace."""
+    for path, content in before.items():
+        if content is None:
+            Path(path).unlink(missing_ok=True)
+        else:
+            Path(path).write_bytes(content[0])
+            os.utime(path, ns=(content[1], content[1]))
+
+
+def read_note(path: str | Path) -> dict | None:
+    """Settings as they were noted; None if they were not, or cannot be read."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def older(outputs: list[str], inputs: list[str]) -> bool:
+    """Whether an output is missing or older than one of the inputs that are there."""
+    try:
+        oldest = min(os.stat(path).st_mtime for path in outputs)
+    except OSError:
+        return True
+    return any(os.path.exists(path) and os.stat(path).st_mtime > oldest for path in inputs)
+
+
+def one_of(names) -> str:
+    """A regular expression: one of these names, or none if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
