@@ -1,7 +1,7 @@
 -- The tables of summary.duckdb. $name stands for an explicit list of Parquet files.
 CREATE TABLE models AS
 SELECT model, family, layers, d_model, vocabulary, parameters, parallel_blocks, dtype, source,
-       revision, sha256
+       revision::VARCHAR AS revision, sha256::VARCHAR AS sha256
 FROM read_json($models);
 
 CREATE TABLE prompts AS

@@ -248,7 +248,8 @@ def effect_frame(rows: list[dict]):
     """Rows of `effects` as a pandas frame whose columns have types, also without rows."""
     columns = [*SETTING, "scale", "units"]
     columns += [f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high")]
-    types = {c: "str" for c in SETTING if not c.endswith("layer")} | {"units": "int32"}
+    types = {c: "str" for c in SETTING if not c.endswith("layer")}
+    types |= {"units": "int32", "chosen": "bool"}
     return pd.DataFrame(rows, columns=columns).astype(
         types
         | {c: "int32" if c.endswith("layer") else "float64" for c in columns if c not in types}
@@ -259,13 +260,15 @@ def add_views(connection) -> None:
     """A view for each file of `sql/tables/` (written as CSV too) and `sql/views/` (for figures)."""
     waiting = {path.stem: path.read_text() for path in sorted(SQL.glob("[tv]*s/*.sql"))}
     while waiting:
-        for name, query in list(waiting.items()):
+        later = {}
+        for name, query in waiting.items():
             try:
                 connection.execute(f"CREATE VIEW {name} AS {query}")
-                del waiting[name]
             except duckdb.CatalogException:  # it reads one that is still to come
-                if name == list(waiting)[-1] == next(iter(waiting)):
+                if later.keys() | {name} == waiting.keys():
                     raise
+                later[name] = query
+        waiting = later
 
 
 def add_bands(connection, resamples: int) -> None:

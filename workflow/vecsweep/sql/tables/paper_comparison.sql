@@ -53,7 +53,7 @@ of_errors AS (
     SELECT model, 'all' AS task, 'in' AS domain, prompts, quantity,
            rank() OVER (PARTITION BY model ORDER BY share DESC) AS value, NULL AS low, NULL AS high,
            format('share of all prompts {:.2f}, mean of {} tasks', share, tasks) AS note
-    FROM (UNPIVOT (SELECT model, sum(units) AS prompts, count(*) AS tasks,
+    FROM (UNPIVOT (SELECT model, sum(units)::BIGINT AS prompts, count(*) AS tasks,
                           avg(argument_stays) AS "place among errors: argument stays",
                           avg(other_answer) AS "place among errors: other answer",
                           avg(other) AS "place among errors: other"

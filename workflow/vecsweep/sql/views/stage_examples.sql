@@ -1,6 +1,6 @@
 -- The largest models at most, for each the prompt that shows the stages best: the pattern
 -- argument-function, applied by the FFN, of the task capitals, with words of one token, the first.
-SELECT s.*, argument, answer, text, layers
+SELECT *
 FROM (
     SELECT s.*, argument, answer, text, layers, parameters,
            row_number() OVER (PARTITION BY model ORDER BY
