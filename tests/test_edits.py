@@ -9,13 +9,24 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import tiny
+from conftest import describe, main
 from vecsweep import Problem
-from vecsweep.engine import edits, load
+from vecsweep.engine import edits, forward, load, proof
 from vecsweep.engine.edits import Edit
+from vecsweep.engine.families import FAMILIES, Family
+from vecsweep.engine.readout import Readout
+from vecsweep.files import read_json
+from vecsweep.methods.parts import neuron_parts
 
 # Where things are, written down again so that a wrong row of families.py cannot hide.
-BLOCKS = {"gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
-FINAL_NORM = {"gpt_neox": "gpt_neox.final_layer_norm", "opt": "model.decoder.final_layer_norm"}
+BLOCKS = {
+    "gpt_neox": "gpt_neox.layers",
+    "opt": "model.decoder.layers",
+}
+FINAL_NORM = {
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "opt": "model.decoder.final_layer_norm",
+}
 SUBLAYERS = {
     "gpt2": {"ffn": "mlp", "attention": "attn"},
     "gptj": {"ffn": "mlp", "attention": "attn"},
@@ -23,6 +34,8 @@ SUBLAYERS = {
     "bloom": {"ffn": "mlp.dense_4h_to_h", "attention": "self_attention.dense"},
     "opt": {"ffn": "fc2", "attention": "self_attn"},
     "gemma3_text": {"ffn": "post_feedforward_layernorm", "attention": "post_attention_layernorm"},
+    "olmo2": {"ffn": "post_feedforward_layernorm", "attention": "post_attention_layernorm"},
+    "falcon": {"ffn": "mlp", "attention": "self_attention"},
 }
 LLAMA = {"ffn": "mlp", "attention": "self_attn"}
 D_MODEL = 32
@@ -174,6 +187,66 @@ def test_one_run_serves_many_edits(family):
     once = [edits.resume(engine, clean, Edit(vectors_for(layers[i:]))) for i in layers]
     again = [edits.resume(engine, clean, Edit(vectors_for(layers[i:]))) for i in reversed(layers)]
     assert all(torch.equal(a, b) for a, b in zip(once, reversed(again)))
+
+
+# Families that are not listed, as somebody would add them.
+NEW_ROWS = {
+    "olmo2": Family(  # norms the updates, and nothing before it computes them
+        decoder="model",
+        blocks="model.layers",
+        final_norm="model.norm",
+        embedding="model.embed_tokens",
+        attention="post_attention_layernorm",
+        ffn="post_feedforward_layernorm",
+        ffn_norm="mlp",
+        bypass="mlp",
+        down="mlp.down_proj",
+        ffn_scaled=True,
+    ),
+    "falcon": Family(  # parallel blocks, which add attention's output to the FFN's in place
+        decoder="transformer",
+        blocks="transformer.h",
+        final_norm="transformer.ln_f",
+        embedding="transformer.word_embeddings",
+        attention="self_attention",
+        ffn="mlp",
+        ffn_norm=None,
+        down="mlp.dense_4h_to_h",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NEW_ROWS)
+def test_a_new_family_needs_only_its_row(kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, kind, NEW_ROWS[kind])
+    model = tiny.save(kind, tmp_path / "source")
+    stage = describe(kind, tmp_path / "source", tmp_path / "described")
+    assert main(stage.arguments) == 0
+    load.check(stage.description, 1, "auto")
+    engine = load.load(read_json(stage.description), stage.description, 12)
+    found = proof.prove(engine, Readout.load(stage.readout), [9, 8, 7, 6])
+    assert found.stream <= 1e-4 and found.readout <= 1e-4
+
+    prompts, layers = prompts_with(6), tiny.layers_of(kind)
+    states = forward.last_token_states(engine, [prompts])
+    for row, ids in enumerate(prompts):
+        with torch.inference_mode():
+            stream = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        # The last of them is behind the final norm.
+        for layer, expected in enumerate(stream[1:-1]):
+            state = states[f"resid_post.{layer:02d}"][row]
+            torch.testing.assert_close(state, expected[0, -1], rtol=1e-5, atol=1e-5)
+        expected, _ = plain_run(model, ids)
+        state = states[f"resid_post.{layers - 1:02d}"][row]
+        torch.testing.assert_close(state, expected, rtol=1e-5, atol=1e-5)
+
+    for sublayer, mode in itertools.product(("ffn", "attention"), ("replace", "add")):
+        edit = Edit(vectors_for(range(1, layers)), mode, sublayer=sublayer)
+        assert_resumed(engine, prompts, edit)
+    parts, constant = neuron_parts(engine, 1, prompts[0])
+    update = states["ffn_out.01"][0]
+    torch.testing.assert_close(parts.sum(0) + constant, update, rtol=1e-4, atol=1e-5)
+    assert constant.abs().max() <= 1e-4 * update.abs().max()  # no bias
 
 
 class Uses(TorchFunctionMode):

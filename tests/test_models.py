@@ -1,26 +1,30 @@
 """Stage models: what it says of a model, the readout it cuts out, the proof, and bad sources."""
 
+import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import tiny
 from conftest import REPO, describe
 from vecsweep import Problem
 from vecsweep.__main__ import main
-from vecsweep.engine import load, proof
-from vecsweep.engine.families import FAMILIES, family_of, is_parallel
+from vecsweep.engine import load, proof, sharded
+from vecsweep.engine.families import FAMILIES, Family, family_of, is_parallel
 from vecsweep.engine.readout import Readout
-from vecsweep.files import Tensors
+from vecsweep.files import PACKAGE, Tensors
+from vecsweep.methods.parts import neuron_parts
 
 IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
 PARALLEL = {"gptj", "gpt_neox"}
@@ -103,7 +107,9 @@ def test_readout_is_the_models_own_norm_and_head(family):
 @torch.inference_mode()
 def test_loaded_model_proves_itself(family):
     loaded = engine(family)
-    proof.prove(loaded, Readout.load(family.readout), IDS)
+    found = proof.prove(loaded, Readout.load(family.readout), IDS)
+    assert 0 <= found.stream <= 1e-4 and 0 <= found.readout <= 1e-4
+    assert proof.prove(loaded, None, IDS) == proof.Proof(found.stream, None)
     # The same weights as were saved.
     ids = torch.tensor([IDS])
     torch.testing.assert_close(loaded.model(ids).logits, family.model(ids).logits)
@@ -121,6 +127,8 @@ WRONG_ROWS = [
     ("gptj", {"ffn_norm": "ln_1"}, "resid_mid"),
     ("gpt_neox", {"parallel_flag": None}, "resid_mid"),
     ("gpt_neox-sequential", {"ffn": "attention"}, "ffn_out"),
+    ("llama", {"down": "self_attn.o_proj"}, "down's output"),
+    ("gpt2", {"down": "mlp.c_fc"}, "down's output"),
 ]
 
 
@@ -132,6 +140,17 @@ def test_proof_refuses_a_wrong_hook(tiny_model, kind, change, names):
     with pytest.raises(Problem, match=f"layer 0: .*{names}.* fails by .*families.py") as caught:
         proof.prove(wrong, Readout.load(stage.readout), IDS)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_proof_returns_the_largest_difference(tiny_model, monkeypatch):
+    monkeypatch.setitem(proof.TOLERANCE, torch.float32, 1e9)
+    stage = tiny_model("llama")
+    readout = Readout.load(stage.readout)
+    readout.weight *= 2
+    wrong = engine(stage)
+    wrong.family = replace(wrong.family, ffn="self_attn", down=None)
+    found = proof.prove(wrong, readout, IDS)
+    assert found.stream > 0.1 and found.readout == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +177,18 @@ def test_proof_refuses_numbers_that_are_none(tiny_model):
     model = tiny.model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
-    with pytest.raises(Problem, match="layer 1"):
-        proof.prove(load.engine_of(model, 64), Readout.load(tiny_model("llama").readout), IDS)
+    loaded, readout = load.engine_of(model, 64, "tiny"), Readout.load(tiny_model("llama").readout)
+    with pytest.raises(Problem, match="model 'tiny', layer 1: numbers that are") as caught:
+        proof.prove(loaded, readout, IDS)
+    assert "families.py" not in str(caught.value) and "float32" in str(caught.value)
+
+
+def test_proof_refuses_a_readout_that_is_not_finite(tiny_model):
+    stage = tiny_model("llama")
+    readout = Readout.load(stage.readout)
+    readout.weight[5] = torch.inf
+    with pytest.raises(Problem, match="model 'llama', the logits: numbers that are infinite"):
+        proof.prove(engine(stage), readout, IDS)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -168,10 +197,13 @@ def test_half_precision_proves_itself(tiny_model, tmp_path, dtype):
     assert main(stage.arguments) == 0
     loaded = engine(stage)
     assert loaded.model.dtype == getattr(torch, dtype)
-    proof.prove(loaded, Readout.load(stage.readout), IDS)
+    found = proof.prove(loaded, Readout.load(stage.readout), IDS)
+    assert 1e-5 < found.readout <= proof.TOLERANCE[loaded.model.dtype]
 
 
-@pytest.mark.parametrize("kind, parallel", [("gpt_neo", 0), ("phi3", 0), ("codegen", 1)])
+@pytest.mark.parametrize(
+    "kind, parallel", [("gpt_neo", 0), ("phi3", 0), ("codegen", 1), ("mixtral", 0)]
+)
 def test_unlisted_family_that_fits_by_name(tmp_path, kind, parallel):
     tiny.save(kind, tmp_path / "source")
     stage = describe(kind, tmp_path / "source", tmp_path / "described")
@@ -196,7 +228,81 @@ def test_unlisted_family_that_fits_no_row(tmp_path, refused):
     stage = describe("cohere", tmp_path / "source", tmp_path / "described")
     line = refused(stage.arguments)
     assert "unknown model family 'cohere'" in line and "add a row to" in line
+    assert "not even llama's for want of post_attention_layernorm;" in line
     assert not any(stage.description.parent.glob("*"))
+
+
+def test_a_borrowed_row_has_no_matrix_that_the_model_lacks():
+    # A mixture of experts has no one matrix from neurons to the stream: no parts by neuron.
+    borrowed = load.engine_of(tiny.model("mixtral"), 64)
+    assert borrowed.family == replace(FAMILIES["llama"], down=None, summed=())
+    assert neuron_parts(borrowed, 1, IDS) == (None, None)
+
+
+def test_a_borrowed_row_fits_every_block():
+    model = tiny.model("phi3")
+    assert family_of(model) == replace(FAMILIES["llama"], summed=())
+    model.model.layers[1].mlp.down_proj = torch.nn.Identity()
+    assert family_of(model).down is None
+    del model.model.layers[2].self_attn
+    with pytest.raises(Problem, match="'phi3'.* llama's for want of mlp.down_proj, self_attn;"):
+        family_of(model)
+
+
+@pytest.mark.parametrize(
+    "kind, key",
+    [
+        ("gpt2", "transformer.h.0.attn.masked_bias"),
+        ("gptj", "transformer.h.0.attn.bias"),
+        ("gpt_neox", "gpt_neox.layers.0.attention.bias"),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_masks_and_tables_of_old_checkpoints(tmp_path, kind, key):
+    tiny.save(kind, tmp_path / "source")
+    stage = describe(kind, tmp_path / "source", tmp_path / "described")
+    file = tmp_path / "source" / "model.safetensors"
+    save_file(load_file(file) | {key: torch.ones(1, 3)}, file, {"format": "pt"})
+    assert main(stage.arguments) == 0
+    config = transformers.AutoConfig.from_pretrained(stage.folder)
+    assert key in sharded.checked(config, stage.folder).file_of
+    engine(stage)
+    # Not where no old checkpoint of the family had them.
+    save_file(load_file(file) | {"model.other.bias": torch.ones(3)}, file, {"format": "pt"})
+    for load_it in (lambda: engine(stage), lambda: sharded.checked(config, stage.folder)):
+        with pytest.raises(Problem, match="1 tensors were not used, the first 'model.other.bias'"):
+            load_it()
+
+
+def strings(path):
+    """(line, text) of every string in a source file that is no docstring."""
+    tree = ast.parse(path.read_text())
+    # A string alone is a statement of its own: a docstring.
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.lineno, node.value
+
+
+def test_what_is_a_familys_own_stands_in_its_row_alone():
+    """No family, nor what its files and modules are called, is named in engine or stages."""
+    own = {field.name for field in fields(Family)} | {"model"}  # words of ours too
+    values = [value for row in FAMILIES.values() for value in asdict(row).values()]
+    values = [v for value in values for v in (value if isinstance(value, tuple) else [value])]
+    names = {value for value in values if isinstance(value, str)} - own
+    assert {"lm_head", "embed_out", "mlp.down_proj", ".rotary_emb.inv_freq"} <= names
+    lasts = {name.rpartition(".")[2] for name in names}
+    names |= {name for name in lasts if re.search("[_0-9]", name)} - own | set(FAMILIES)
+    word = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, names))})(?![\w])")
+    files = [*(PACKAGE / "engine").glob("*.py"), *(PACKAGE / "stages").glob("*.py")]
+    found = [
+        f"{path.name}:{line}: {text}"
+        for path in files
+        if path.name != "families.py"
+        for line, text in strings(path)
+        if word.search(text)
+    ]
+    assert len(files) > 20 and not found
 
 
 def test_model_type_that_transformers_does_not_know(tmp_path, refused):

@@ -117,8 +117,8 @@ CONFIGS = {
     "qwen3": ("qwen3", _GROUPED | {"head_dim": 8}),
     "gemma3_text": ("gemma3_text", _GEMMA),
 }
-# Not listed in families.py: the first three fit a row by name and obey its identities,
-# the next two only fit by name, the last fits no row.
+# Not listed in families.py: the first three fit a row by name and obey its identities, mixtral does
+# but for `down`; the next two only fit by name; the last two fit no row.
 UNLISTED = {
     "gpt_neo": (
         "gpt_neo",
@@ -133,9 +133,19 @@ UNLISTED = {
     ),
     "phi3": ("phi3", _GROUPED | {"pad_token_id": 0}),
     "codegen": ("codegen", _GPT2 | {"rotary_dim": 4}),
+    "mixtral": ("mixtral", _GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 2}),
     "olmo2": ("olmo2", _GROUPED | {"pad_token_id": 0}),
     "granite": ("granite", _GROUPED | {"residual_multiplier": 0.5, "pad_token_id": 0}),
     "cohere": ("cohere", _GROUPED | {"pad_token_id": 0}),
+    "falcon": (
+        "falcon",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        },
+    ),
 }
 KINDS = list(CONFIGS)
 

@@ -2,8 +2,8 @@
 
 import time
 
+import processes
 import pytest
-import ranks
 import torch
 
 import tiny
@@ -27,9 +27,9 @@ def full_precision():
 def test_gpu_equals_cpu(kind, dtype, record_property):
     found = {}
     for device in ("cpu", "cuda"):
-        engine = load.engine_of(tiny.model(kind).to(device, dtype), ranks.BATCH_TOKENS)
+        engine = load.engine_of(tiny.model(kind).to(device, dtype), processes.BATCH_TOKENS)
         start = time.monotonic()
-        found[device] = ranks.compute(engine, PROMPTS)
+        found[device] = processes.compute(engine, PROMPTS)
         record_property(f"{device} seconds", time.monotonic() - start)
     assert found["cpu"].keys() == found["cuda"].keys()
     for name, expected in found["cpu"].items():

@@ -1,4 +1,4 @@
-"""Two real ranks on gloo: the same numbers as one process, and clear ends when something breaks."""
+"""Two real processes on gloo: the same numbers as one process, and clear ends when something breaks."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
+import processes
 import psutil
 import pyarrow as pa
 import pytest
-import ranks
 import torch
 import transformers
 import yaml
@@ -25,7 +25,7 @@ import tiny
 from conftest import REPO, command, describe, main
 from vecsweep import Problem
 from vecsweep.engine import slices
-from vecsweep.engine.families import FAMILIES
+from vecsweep.engine.families import tensor_parallel
 from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.tools import plan
 
@@ -38,7 +38,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def engines_of(kind):
     """The ways in which a tiny model can be sharded."""
-    return ["tensor", "zero"] if FAMILIES[tiny.CONFIGS[kind][0]].summed else ["zero"]
+    return ["tensor", "zero"] if tensor_parallel(tiny.CONFIGS[kind][0]) else ["zero"]
 
 
 CASES = [(kind, engine) for kind in tiny.KINDS for engine in engines_of(kind)]
@@ -93,7 +93,7 @@ def change_tensors(folder, change):
 
 @pytest.fixture(scope="module")
 def sharded_run(tmp_path_factory):
-    """What two ranks found for all cases in one run, `.found[name, engine, rank]`; the models."""
+    """What two processes found for all cases in one run, `.found[name, engine, process]`; the models."""
     folder = tmp_path_factory.mktemp("sharded")
     stages = {kind: described(folder / kind, kind, shard_size="20KB") for kind in tiny.KINDS}
     stages[SLIM] = save_slim(folder / SLIM)
@@ -113,14 +113,14 @@ def sharded_run(tmp_path_factory):
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", str(SHARDS), ranks.__file__, str(folder / "plan.json")]
+    torchrun += ["--nproc-per-node", str(SHARDS), processes.__file__, str(folder / "plan.json")]
     done = subprocess.run(torchrun, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     if done.returncode:
         pytest.fail(done.stderr[-4000:])
     found = {
-        (name, engine, rank): torch.load(output / f"{name}-{engine}-{rank}.pt")
+        (name, engine, process): torch.load(output / f"{name}-{engine}-{process}.pt")
         for name, engine in cases
-        for rank in range(SHARDS)
+        for process in range(SHARDS)
     }
     made = {"stages": stages, "found": found, "output": output}
     return SimpleNamespace(**made, single={}, log=done.stderr)
@@ -129,8 +129,8 @@ def sharded_run(tmp_path_factory):
 def single(run, kind):
     """What one process finds, computed once a model."""
     if kind not in run.single:
-        engine = ranks.load_described(run.stages[kind].description, 1, "auto")
-        run.single[kind] = ranks.compute(engine, PROMPTS)
+        engine = processes.load_described(run.stages[kind].description, 1, "auto")
+        run.single[kind] = processes.compute(engine, PROMPTS)
     return run.single[kind]
 
 
@@ -140,12 +140,12 @@ def off(found, expected):
 
 
 @pytest.mark.parametrize("kind, engine", CASES)
-def test_every_rank_finds_what_one_process_does(sharded_run, kind, engine):
+def test_every_process_finds_what_one_process_does(sharded_run, kind, engine):
     files = list((sharded_run.stages[kind].folder).glob("*.safetensors"))
     assert len(files) >= 3
     expected = single(sharded_run, kind)
-    for rank in range(SHARDS):
-        found = dict(sharded_run.found[kind, engine, rank])
+    for process in range(SHARDS):
+        found = dict(sharded_run.found[kind, engine, process])
         held = found.pop("bytes")
         found.pop("held")
         assert found.keys() == expected.keys()
@@ -178,9 +178,9 @@ def test_neurons_sum_to_the_update_of_the_ffn(sharded_run, kind, engine):
 
 
 @pytest.mark.parametrize("engine", ["tensor", "zero"])
-def test_a_rank_holds_a_share(sharded_run, engine):
+def test_a_process_holds_a_share(sharded_run, engine):
     whole = 4 * json.loads(sharded_run.stages[SLIM].description.read_text())["parameters"]
-    held = [sharded_run.found[SLIM, engine, rank]["bytes"].item() for rank in range(SHARDS)]
+    held = [sharded_run.found[SLIM, engine, process]["bytes"].item() for process in range(SHARDS)]
     assert max(held) < 0.75 * whole and sum(held) >= whole
     assert f"engine: {engine}, shards: {SHARDS}" in sharded_run.log
 
@@ -188,8 +188,8 @@ def test_a_rank_holds_a_share(sharded_run, engine):
 @pytest.mark.parametrize("engine", ["tensor", "zero"])
 @pytest.mark.parametrize("name", BROKEN)
 def test_every_parameter_is_filled_and_every_key_consumed(sharded_run, name, engine):
-    for rank in range(SHARDS):
-        problem = sharded_run.found[name, engine, rank]["problem"]
+    for process in range(SHARDS):
+        problem = sharded_run.found[name, engine, process]["problem"]
         assert LACKING in problem and "\n" not in problem
         assert str(sharded_run.stages[name].folder) in problem
 
@@ -197,15 +197,15 @@ def test_every_parameter_is_filled_and_every_key_consumed(sharded_run, name, eng
 @pytest.mark.parametrize("name", BROKEN)
 def test_so_in_one_process(sharded_run, name):
     with pytest.raises(Problem, match=LACKING):
-        ranks.load_described(sharded_run.stages[name].description, 1, "auto")
+        processes.load_described(sharded_run.stages[name].description, 1, "auto")
 
 
 @pytest.mark.parametrize("kind, engine", CASES)
-def test_plan_knows_what_a_rank_holds(sharded_run, kind, engine):
+def test_plan_knows_what_a_process_holds(sharded_run, kind, engine):
     settings = tiny.config(kind, sharded_run.stages[kind].folder)
     planned = plan.Facts(kind, settings).held(engine, SHARDS)
-    for rank in range(SHARDS):
-        assert sharded_run.found[kind, engine, rank]["bytes"].item() == planned
+    for process in range(SHARDS):
+        assert sharded_run.found[kind, engine, process]["bytes"].item() == planned
 
 
 def flattened(found):
@@ -215,9 +215,9 @@ def flattened(found):
 @pytest.mark.parametrize("kind, way", WAYS)
 def test_every_way_is_the_same(sharded_run, kind, way):
     """Parameters, states and edited runs, bit for bit."""
-    for rank in range(SHARDS):
+    for process in range(SHARDS):
         plain, other = (
-            flattened(dict(sharded_run.found[kind, engine, rank]))
+            flattened(dict(sharded_run.found[kind, engine, process]))
             for engine in (way.split()[0], way)
         )
         assert plain.keys() == other.keys() and len(plain) > 60
@@ -247,7 +247,7 @@ def test_offload_on_one_device(bloom, tmp_path):
 
 
 def noted(**changes):
-    """A change of a rank's file: other notes."""
+    """A change of a slice's file: other notes."""
 
     def change(path):
         with safe_open(path, "pt") as file:
@@ -272,7 +272,7 @@ SPOILT = {
 @pytest.mark.parametrize("name", SPOILT)
 def test_slices_that_do_not_fit(sharded_run, tmp_path, refused, name):
     change, reason = SPOILT[name]
-    folder = tmp_path / "ranks"
+    folder = tmp_path / "slices"
     shutil.copytree(sharded_run.output / "bloom-tensor ready", folder)
     change(folder / "slice-1.safetensors")
     arguments = states(sharded_run.stages["bloom"], tmp_path, prompts="none")[3:]
@@ -363,15 +363,15 @@ def assert_fails(arguments, folder, when=None):
     return lines[-1]
 
 
-def test_a_killed_rank_ends_the_job(bloom, tmp_path):
+def test_a_killed_process_ends_the_job(bloom, tmp_path):
     many = tmp_path / "many.parquet"
     write_table(pa.concat_tables([read_table(bloom.prompts)] * 40), many)
 
     def kill(line, children):
         if "the processes hold" not in line:
             return False
-        (rank,) = [c for c in children if c.environ().get("RANK") == "1"]
-        rank.kill()
+        (process,) = [c for c in children if c.environ().get("RANK") == "1"]
+        process.kill()
         return True
 
     last = assert_fails(states(bloom, tmp_path, prompts=many), tmp_path, kill)
@@ -387,16 +387,16 @@ def changed(stage, folder, change):
     return SimpleNamespace(**copy, prompts=stage.prompts)
 
 
-def test_a_rank_that_fails_has_the_last_word(bloom, tmp_path):
+def test_a_process_that_fails_has_the_last_word(bloom, tmp_path):
     stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["lacking"]))
     last = assert_fails(states(stage, tmp_path), tmp_path)
     place = f"{tmp_path}/source: the checkpoint has no tensor for 'transformer.{LACKING}'"
-    assert last in [f"vecsweep states: process {rank} failed: {place}" for rank in range(SHARDS)]
+    assert last in [f"vecsweep states: process {i} failed: {place}" for i in range(SHARDS)]
 
 
 def test_no_slices_of_a_broken_checkpoint(bloom, tmp_path):
     stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["unused"]))
-    output = tmp_path / "results" / "ranks"
+    output = tmp_path / "results" / "slices"
     output.parent.mkdir()
     options = {"model": stage.description, "batch_tokens": 1, "shards": SHARDS, "output": output}
     preshard = [sys.executable, "-m", "vecsweep", *command("preshard", **options)]
@@ -456,7 +456,7 @@ def snakemake(folder, config, *goals):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """A results folder with one planted BLOOM under two names, in one process and on two ranks."""
+    """A results folder with one planted BLOOM under two names, in one process and in two."""
     folder = tmp_path_factory.mktemp("sweep")
     planted.save(folder / "weights", "bloom")
     model = {"source": "local", "path": "weights", "layers": planted.LAYERS, "dtype": "float32"}
@@ -472,7 +472,7 @@ def sweep(tmp_path_factory):
     return SimpleNamespace(folder=folder, config=config)
 
 
-def test_the_states_of_two_ranks(sweep):
+def test_the_states_of_two_processes(sweep):
     folder = sweep.folder / "results" / "states"
     one, two = (Tensors(folder / name / "towns.safetensors") for name in ("one", "two"))
     assert set(one) == set(two) and len(set(one)) == 3 * planted.LAYERS
@@ -481,7 +481,7 @@ def test_the_states_of_two_ranks(sweep):
     assert "engine: tensor, shards: 2" in log and "the processes hold" in log
 
 
-def test_the_tables_of_two_ranks(sweep):
+def test_the_tables_of_two_processes(sweep):
     """All but floating-point numbers equal, those within 1e-4; and o-vectors do something."""
     with duckdb.connect(str(sweep.folder / "results" / "summary.duckdb"), read_only=True) as db:
         columns = {}
@@ -517,7 +517,7 @@ def test_jobs_that_start_from_slices_and_take_two_tasks(sweep):
     goals = [f"results/{stage}/ready/towns.parquet" for stage in ("selection", "ablations")]
     snakemake(sweep.folder, config, *goals)
     files = {path.name for path in (results / "preshard" / "ready").glob("*.safetensors")}
-    assert files == {f"slice-{rank}.safetensors" for rank in range(SHARDS)}
+    assert files == {f"slice-{i}.safetensors" for i in range(SHARDS)}
     for stage in ("states", "interventions", "selection", "ablations"):
         assert {path.stem for path in (results / stage / "ready").iterdir()} == {"again", "towns"}
         (log,) = (logs / stage / "ready").rglob("*.log")

@@ -5,12 +5,13 @@ the clean prompt once and, for each start layer, only the blocks from there on.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache
 
 from vecsweep import Problem
@@ -31,15 +32,14 @@ SHORTEST_PREFIX = 4
 class Edit:
     """Replace the output of a sublayer, or add to it, at some layers.
 
-    `vectors` maps layer -> [variants, d_model]: each variant is one run. `mode` is replace or
-    add, `position` all tokens or the last, `sublayer` ffn or attention. A replaced FFN is not
-    computed. Dropping a sublayer is replacing it by zero.
+    `vectors` maps layer -> [variants, d_model]: each variant is one run. `position` is all tokens
+    or the last. A replaced FFN is not computed. Dropping a sublayer is replacing it by zero.
     """
 
     vectors: dict[int, torch.Tensor]
-    mode: str = "replace"
-    position: str = "all"
-    sublayer: str = "ffn"
+    mode: Literal["replace", "add"] = "replace"
+    position: Literal["all", "last"] = "all"
+    sublayer: Literal["ffn", "attention"] = "ffn"
 
     @property
     def variants(self) -> int:
@@ -47,7 +47,7 @@ class Edit:
 
 
 @contextmanager
-def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
+def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True) -> Iterator[None]:
     """Apply an edit to forwards of [variants * prompts, tokens], variant by variant.
 
     `has_last` says whether the last token of the prompts is in the pass. Problem if an edited
@@ -56,9 +56,11 @@ def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
     if edit.position == "last" and not has_last:
         yield
         return
-    handles, patched, count = [], [], dict.fromkeys(edit.vectors, 0)
+    handles: list[RemovableHandle] = []
+    patched: list[tuple[Any, Any]] = []  # (module, its own forward if it had one)
+    count = dict.fromkeys(edit.vectors, 0)
 
-    def changed(layer, output):
+    def changed(layer: int, output: torch.Tensor) -> torch.Tensor:
         count[layer] += 1
         vector = edit.vectors[layer].to(output).repeat_interleave(prompts, 0)[:, None]
         shape = output.shape
@@ -69,10 +71,12 @@ def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
             last = vector if edit.mode == "replace" else last + vector
             output = torch.cat([before, last], 1)
         else:
-            output = vector.expand_as(output) if edit.mode == "replace" else output + vector
+            # Copied, since some blocks add to it in place.
+            replaced = edit.mode == "replace"
+            output = vector.expand_as(output).clone() if replaced else output + vector
         return output.reshape(shape)
 
-    def hook(layer):
+    def hook(layer: int) -> Callable:
         def change(module, args, output):
             new = changed(layer, first(output))
             return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -81,13 +85,13 @@ def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
 
     try:
         for layer in edit.vectors:
-            module = engine.part(layer, edit.sublayer)
+            module: Any = engine.part(layer, edit.sublayer)
             if edit.sublayer == "ffn" and edit.mode == "replace" and edit.position == "all":
                 # The bypassed and the replaced module hand on a tensor of the right shape.
                 patched.append((module, vars(module).get("forward")))
                 module.forward = lambda x, *args, layer=layer: changed(layer, x)
                 if engine.family.bypass:
-                    inner = engine.part(layer, "bypass")
+                    inner: Any = engine.part(layer, "bypass")
                     patched.append((inner, vars(inner).get("forward")))
                     inner.forward = lambda x: x
             else:
@@ -106,6 +110,9 @@ def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True):
         )
 
 
+Call = tuple[tuple, dict[str, Any]]  # the arguments of a block
+
+
 @dataclass
 class CleanRun:
     """An unedited run of prompts of one length: what every block was called with.
@@ -117,15 +124,15 @@ class CleanRun:
 
     rows: list[int]
     last: torch.Tensor
-    calls: list
-    prefix_calls: list | None
+    calls: list[Call]
+    prefix_calls: list[Call] | None
 
 
 @contextmanager
-def _recorded(engine: Engine):
-    calls: list = []
+def _recorded(engine: Engine) -> Iterator[list[Call]]:
+    calls: list[Call] = []
 
-    def record(module, args, kwargs):
+    def record(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         calls.append((args, kwargs))
 
     with hooks([b.register_forward_pre_hook(record, with_kwargs=True) for b in engine.blocks]):
@@ -179,24 +186,28 @@ def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     return hidden[:, -1].view(variants, prompts, -1)
 
 
-def _run_blocks(engine, calls, start, variants, prompts, cache):
+def _run_blocks(
+    engine: Engine, calls: list[Call], start: int, variants: int, prompts: int, cache: Cache | None
+) -> torch.Tensor:
     """Run the blocks from `start` on, on `variants` copies of the recorded batch."""
     heads = engine.model.config.num_attention_heads // engine.head_shards
 
-    def widened(value):
+    def widened(value: Any, rows: int = prompts) -> Any:
         if isinstance(value, Cache):
             return cache
         if isinstance(value, tuple):
             return tuple(widened(v) for v in value)
-        # Without padding all rows of a mask are alike; BLOOM's alibi has a row for each head.
-        if torch.is_tensor(value) and value.dim() > 1 and len(value) in (prompts, prompts * heads):
+        if torch.is_tensor(value) and value.dim() > 1 and len(value) == rows:
             return value.repeat(variants, *[1] * (value.dim() - 1))
-        return value
+        return value  # what all prompts share
 
     hidden: Any = None  # of the first block that runs, its recorded input
     for block, (args, kwargs) in list(zip(engine.blocks, calls))[start:]:
         given = [widened(value) for value in args]
-        named = {name: widened(value) for name, value in kwargs.items()}
+        named = {
+            name: widened(value, prompts * heads if name in engine.family.per_head else prompts)
+            for name, value in kwargs.items()
+        }
         if hidden is not None and given:
             given[0] = hidden
         elif hidden is not None:

@@ -34,6 +34,7 @@ class Family:
 
     Not modules:
     - `parallel_flag`: the config attribute that says whether blocks are parallel.
+    - `per_head`: a block's arguments that have a row for each prompt and head, not each prompt.
     - `norm_offset`: what the final norm adds to its weight.
     - `head_in_files`: what checkpoints call `head`, if not so.
     - `no_parameters`: how keys end that old checkpoints have and no model needs: attention masks
@@ -53,6 +54,7 @@ class Family:
     summed: tuple[str, ...] = ()
     head: str = "lm_head"
     parallel_flag: str | None = None
+    per_head: tuple[str, ...] = ()
     norm_offset: float = 0.0
     head_in_files: str | None = None
     no_parameters: tuple[str, ...] = ()
@@ -122,6 +124,7 @@ FAMILIES = {
         bypass="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h",
         summed=("self_attention.dense", "mlp.dense_4h_to_h"),
+        per_head=("alibi",),
     ),
     "opt": Family(
         decoder="model",

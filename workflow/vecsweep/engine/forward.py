@@ -10,19 +10,22 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
 from vecsweep.engine.load import Engine
 
 
-def first(output):
+def first(output: Any) -> torch.Tensor:
     """The tensor of a module's output, which some families wrap in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager
-def hooks(handles: list):
+def hooks(handles: list[RemovableHandle]) -> Iterator[None]:
     """Remove torch hooks on the way out, also after an error."""
     try:
         yield
@@ -32,7 +35,7 @@ def hooks(handles: list):
 
 
 @contextmanager
-def captured(engine: Engine):
+def captured(engine: Engine) -> Iterator[dict[str, torch.Tensor]]:
     """Yield a dict that each forward fills with last-token states, name -> [batch, d_model].
 
     Names: `resid_pre.LL`, `resid_mid.LL` (sequential blocks only), `ffn_out.LL`, `resid_post.LL`.
@@ -40,9 +43,9 @@ def captured(engine: Engine):
     section 2). For parallel blocks resid_pre + attn_out + ffn_out = resid_post.
     """
     states: dict[str, torch.Tensor] = {}
-    handles = []
+    handles: list[RemovableHandle] = []
 
-    def keep(name, tensor):
+    def keep(name: str, tensor: torch.Tensor) -> None:
         # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
         if tensor.dim() == 2:
             tensor = tensor.view(engine.shape[0], -1, tensor.shape[-1])
@@ -74,23 +77,29 @@ def captured(engine: Engine):
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts share, leaving each at least one of its own."""
-    # Whatever the first and the last in order share, all share.
-    low, *_, high = sorted(map(list, [*prompts, *prompts]))
-    same = len(os.path.commonprefix([low, high]))
+    # What the first and the last in order share, all between them do.
+    rows = sorted(list(prompt) for prompt in prompts)
+    same = len(os.path.commonprefix([rows[0], rows[-1]]))
     return min(same, min(map(len, prompts)) - 1)
 
 
 def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of prompts of one length each, at most `batch_tokens` tokens (or one prompt)."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for length, members in itertools.groupby(order, key=lambda i: lengths[i]):
-        group = list(members)
+    for length, equal in itertools.groupby(order, key=lambda i: lengths[i]):
+        group = list(equal)
         size = max(1, batch_tokens // max(1, length))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
 
-def run_decoder(engine: Engine, ids: torch.Tensor, past=None, start: int = 0, use_cache=False):
+def run_decoder(
+    engine: Engine,
+    ids: torch.Tensor,
+    past: Cache | None = None,
+    start: int = 0,
+    use_cache: bool = False,
+) -> Any:
     """The decoder's own forward, without LM head, on ids [batch, tokens] after `start` cached ones.
 
     Mask and positions are passed explicitly: BLOOM's sharded alibi needs the mask.

@@ -116,14 +116,15 @@ def load(
             model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         else:
             sharded.start()
-            mine = None
-            if ready:
-                process = sharded.process()
-                mine = slices.opened(ready, description, sharding, shards, process)
+            weights = (
+                slices.opened(ready, description, sharding, shards, sharded.process())
+                if ready
+                else sharded.checked(config, folder)
+            )
             if sharding == "tensor":
-                model = sharded.load_tensor(config, folder, dtype, mine)
+                model = sharded.load_tensor(config, dtype, weights)
             else:
-                model = sharded.load_zero(config, folder, dtype, mine, offload)
+                model = sharded.load_zero(config, dtype, weights, offload)
             sharded.report(model, description)
     except Problem:
         raise
@@ -134,6 +135,8 @@ def load(
     loaded.sharding = sharding
     loaded.head_shards = shards if sharding == "tensor" else 1
     loaded.leader = sharded.process() == 0
+    if loaded.leader and not loaded.family.down:
+        print("its FFNs have no one output matrix: no parts by neuron", file=sys.stderr)
     return loaded
 
 
@@ -142,14 +145,15 @@ def _load_single(folder: Path, dtype: torch.dtype) -> Any:
 
     `transformers` itself only warns, and leaves random numbers where a tensor is missing.
     """
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+    # Its type says nothing of the pair that `output_loading_info` asks for.
+    loading: Any = transformers.AutoModelForCausalLM.from_pretrained
+    model, found = loading(
         folder,
         dtype=dtype,
         local_files_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused here, by name
     )
-    model, found = loaded
     family = family_of(model)
     shapes = {key: (tuple(has), tuple(needs)) for key, has, needs in found["mismatched_keys"]}
     unused = [key for key in found["unexpected_keys"] if not checkpoint.unneeded(family, key)]

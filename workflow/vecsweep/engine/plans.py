@@ -1,6 +1,7 @@
 """Plans of edits, run on prompts: what the answer's rank was before, and is after."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -17,8 +18,8 @@ class Plan:
 
     start: int
     end: int
-    mode: str
-    position: str
+    mode: Literal["replace", "add"]
+    position: Literal["all", "last"]
     vectors: torch.Tensor
     labels: list[dict] = field(default_factory=list)
 
@@ -35,7 +36,12 @@ def named(control: str, source_layer: int, donor=None, repeat=None) -> dict:
 
 
 def plan(
-    settings: dict, mode: str, start: int, end: int, vectors: torch.Tensor, names: list[dict]
+    settings: dict,
+    mode: Literal["replace", "add"],
+    start: int,
+    end: int,
+    vectors: torch.Tensor,
+    names: list[dict],
 ) -> Plan:
     """A plan with each vector [n, d_model] at each scale of the settings; `names` one for each."""
     scales = settings["scales"]

@@ -1,5 +1,7 @@
 """Every model proves its adapter when it is loaded: no figure from a wrong hook."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,8 @@ class Proof:
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.shape != b.shape:
+        return math.inf
     a, b = a.float(), b.float()
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
 
@@ -88,7 +92,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
     return Proof(worst, off)
 
 
-def _identities(engine: Engine, outputs: dict[str, torch.Tensor], layer: str):
+def _identities(
+    engine: Engine, outputs: dict[str, torch.Tensor], layer: str
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Yield (name, tensor, tensor that must be the same) of one layer, each [1, d_model]."""
     before = outputs[f"resid_pre.{layer}"] + outputs[f"attention.{layer}"]
     if not engine.parallel:

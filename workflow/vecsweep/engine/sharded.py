@@ -102,21 +102,16 @@ class _Gathered:
             sent.wait()
 
 
-def load_tensor(
-    config: Any, folder: Path, dtype: torch.dtype, ready: safe_open | None = None
-) -> Any:
-    """The causal LM of a folder, split by AutoTP over all processes.
+def load_tensor(config: Any, dtype: torch.dtype, weights: Checkpoint | safe_open) -> Any:
+    """A causal LM, split by AutoTP over all processes.
 
-    The skeleton has no memory; each process then reads just its slices from the files, in the
-    files' own dtype, or all of its own opened file `ready`. Problem unless files and model fit
-    each other.
+    The skeleton has no memory; each process then reads just its slices from the checkpoint, in
+    the files' own dtype, or all of its own file of slices.
     """
     import deepspeed
     from accelerate import init_empty_weights
 
     processes = torch.distributed.get_world_size()
-    if not ready:
-        _fitting(config, folder)  # before anything is built
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     whole = _shapes(model)
@@ -141,7 +136,7 @@ def load_tensor(
             # A copy, or the whole file would stay mapped.
             yield name, part.to(device, dtype, copy=True)
 
-    found = slices.parts(ready, held) if ready else cut(_fitting(config, folder))
+    found = cut(weights) if isinstance(weights, Checkpoint) else slices.parts(weights, held)
     for name, part in found:
         module, last = _place(model, name)
         module._parameters[last] = torch.nn.Parameter(part.to(device), requires_grad=False)
@@ -162,7 +157,7 @@ def _place(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
     return model.get_submodule(path), last
 
 
-def _fitting(config: Any, folder: Path) -> Checkpoint:
+def checked(config: Any, folder: Path) -> Checkpoint:
     """The opened checkpoint of a folder; Problem unless it has just what the model needs."""
     # Not accelerate's skeleton: on it a tied head is a parameter of its own.
     with torch.device("meta"):
@@ -213,15 +208,11 @@ def gathered(mine: Any) -> list:
 
 
 def load_zero(
-    config: Any,
-    folder: Path,
-    dtype: torch.dtype,
-    ready: safe_open | None = None,
-    offload: bool = False,
+    config: Any, dtype: torch.dtype, weights: Checkpoint | safe_open, offload: bool = False
 ) -> Any:
-    """The causal LM of a folder under ZeRO-3 inference: every process holds a part of each tensor.
+    """A causal LM under ZeRO-3 inference: every process holds a part of each tensor.
 
-    Each process reads just its parts from the files, or all of its own opened file `ready`;
+    Each process reads just its parts from the checkpoint, or all of its own file of slices;
     transformers' own loading has every one read everything. With `offload` the parts stay in host
     memory.
     """
@@ -234,7 +225,6 @@ def load_zero(
             self._convert_to_deepspeed_param(param)
             param.partition()
 
-    files = None if ready else _fitting(config, folder)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
@@ -257,16 +247,17 @@ def load_zero(
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.tie_weights()
     held = parts_of(model)  # pieces of the flattened tensors, the last ones padded
-    if ready:
-        for name, part in slices.parts(ready, {name: tuple(p.shape) for name, p in held.items()}):
+    if isinstance(weights, Checkpoint):
+        for name, key in weights.by_file(held):
+            start = process() * held[name].numel()
+            stop = min(start + held[name].numel(), model.get_parameter(name).ds_numel)
+            part = weights.flat(key, start, stop)
+            held[name].data[: len(part)].copy_(part)
+    else:
+        shapes = {name: tuple(part.shape) for name, part in held.items()}
+        for name, part in slices.parts(weights, shapes):
             if held[name].is_cuda or held[name].is_pinned():
                 held[name].data.copy_(part)
             else:  # the file's own pages will do
                 held[name].data = part
-    if files:
-        for name, key in files.by_file(held):
-            start = process() * held[name].numel()
-            stop = min(start + held[name].numel(), model.get_parameter(name).ds_numel)
-            part = files.flat(key, start, stop)
-            held[name].data[: len(part)].copy_(part)
     return deepspeed.initialize(model=model, config=settings)[0].module.eval()

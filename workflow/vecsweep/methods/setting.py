@@ -40,7 +40,7 @@ class Setting:
     index: int
     start: int
     end: int
-    mode: str
+    mode: Literal["replace", "add"]
     scale: float
 
     @classmethod

@@ -260,7 +260,7 @@ def add_views(connection) -> None:
     """A view for each file of `sql/tables/` (written as CSV too) and `sql/views/` (for figures)."""
     waiting = {path.stem: path.read_text() for path in sorted(SQL.glob("[tv]*s/*.sql"))}
     while waiting:
-        later = {}
+        later: dict[str, str] = {}
         for name, query in waiting.items():
             try:
                 connection.execute(f"CREATE VIEW {name} AS {query}")

@@ -1,11 +1,11 @@
-"""What the tests compare, computed by one process or by every rank of a sharded one.
+"""What the tests compare, computed by one process or by every process of a sharded one.
 
-    torchrun --nproc-per-node 2 ranks.py PLAN
+    torchrun --nproc-per-node 2 processes.py PLAN
 
 PLAN is JSON: `prompts` (token ids), `output` (a folder), and `models`, pairs of (name, engine)
 with the path of the model's model.json; for those in `compute` all is computed. An engine may be
 "zero offload", or one with " ready" after it, for a start from what stage preshard writes to
-OUTPUT/NAME-ENGINE. Each rank writes OUTPUT/NAME-ENGINE-RANK.pt. Many models run in one process
+OUTPUT/NAME-ENGINE. Each process writes OUTPUT/NAME-ENGINE-PROCESS.pt. Many models run in one process
 group, since imports take long.
 """
 
@@ -64,12 +64,11 @@ def load_described(path, shards: int, engine: str, folder=None):
     """The proven engine of a model.json; `folder` is for what preshard writes."""
     path = Path(path)
     engine, _, way = engine.partition(" ")
-    how = {"shards": shards, "wanted": engine, "offload": way == "offload"}
+    how = {"shards": shards, "offload": way == "offload"}
     if way == "ready":
-        same = {"shards": shards, "engine": engine, "offload": False}
-        preshard.run(Namespace(model=path, batch_tokens=1, output=folder, **same))
+        preshard.run(Namespace(model=path, batch_tokens=1, engine=engine, output=folder, **how))
         how["ready"] = folder
-    loaded = load.load(read_json(path), path, BATCH_TOKENS, **how)
+    loaded = load.load(read_json(path), path, BATCH_TOKENS, wanted=engine, **how)
     readout = Readout.load(path.with_name("readout.safetensors")) if loaded.leader else None
     proof.prove(loaded, readout, [3, 4, 5, 6])
     return loaded
