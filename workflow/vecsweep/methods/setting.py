@@ -40,7 +40,7 @@ class Setting:
     index: int
     start: int
     end: int
-    mode: Literal["replace", "add"]
+    mode: str
     scale: float
 
     @classmethod
