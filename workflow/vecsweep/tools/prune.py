@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from vecsweep import config
-from vecsweep.layout import ROWS, Cell, Stage
+from vecsweep.layout import ROWS, Cell
 from vecsweep.sweep import Sweep
 
 
@@ -50,28 +50,28 @@ def stale(sweep: Sweep) -> list[Path]:
     results, found = Path(sweep.results), []
     for stage in ROWS:
         wanted = {tuple(part for part in cell if part) for cell in sweep.cells(stage)}
-        for top in (results, results / "benchmarks", results / "settings"):
-            found += stale_below(top / stage.name, stage, wanted, top != results)
+        parts = [f"{{{part}}}" for part in stage.parts]
+        made = [pattern.rstrip("/") for pattern in stage.outputs.values()]
+        made += ["{model}/weights"] * (stage.name == "models")  # unpacked beside model.json
+        measured, told = ["/".join(parts) + ".tsv"], ["/".join(parts[:2]) + ".json"]
+        found += stale_below(results / stage.name, made, wanted)
+        found += stale_below(results / "benchmarks" / stage.name, measured, wanted)
+        # Settings are one file for all blocks of a task.
+        cells = {cell[:2] for cell in wanted}
+        found += stale_below(results / "settings" / stage.name, told, cells)
     return found
 
 
-def stale_below(folder: Path, stage: Stage, wanted: set[tuple], notes: bool) -> list[Path]:
-    """What is stale in one folder of a stage; `notes` are named by the cell alone, one a cell."""
-    patterns = ["/".join(f"{{{part}}}" for part in stage.parts) + ".(?:tsv|json)"]
-    if not notes:
-        patterns = [pattern.rstrip("/") for pattern in stage.outputs.values()]
-        patterns += ["{model}/weights"] * (stage.name == "models")  # unpacked beside model.json
-    # Settings are one file for all blocks of a task.
-    shorter = {cell[:2] for cell in wanted}
-    found, kept = [], []
+def stale_below(folder: Path, patterns: list[str], wanted: set[tuple]) -> list[Path]:
+    """What is stale in one folder: what has the name of a cell that is not wanted."""
+    found: list[Path] = []
+    kept = []
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
         if any(above in found for above in path.parents):
             continue
         cell = cell_of(path.relative_to(folder).as_posix(), patterns)
-        if cell is None:
-            continue
-        known = cell in wanted or (notes and path.suffix == ".json" and cell in shorter)
-        (kept if known else found).append(path)
+        if cell is not None:
+            (kept if cell in wanted else found).append(path)
     return widened(found, kept, folder)
 
 
