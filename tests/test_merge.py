@@ -205,16 +205,17 @@ SIZE = scale.Size(models=2, tasks=2, layers=4, layers_per_job=2, prompts=8, nove
 
 @pytest.fixture(scope="module")
 def summarized(tmp_path_factory):
-    """summarized(models): the path of a real summary of some models of one made-up sweep."""
+    """summarized(models, tasks): the path of a real summary of a part of one made-up sweep."""
     folder = tmp_path_factory.mktemp("halves")
     sweep = SIZE.sweep(folder / "results")
     scale.make(sweep, SIZE)
 
-    def make(models):
-        path = folder / f"{'-'.join(models)}.duckdb"
+    def make(models, tasks=("task00", "task01")):
+        path = folder / f"{'-'.join([*models, *tasks])}.duckdb"
         words = scale.summary(sweep, 200)
         settings = json.loads(words[words.index("--settings") + 1])
         settings["grid"] = {model: settings["grid"][model] for model in models}
+        settings["tasks"] |= {"all": list(tasks), "injected": list(tasks)}
         words[words.index("--settings") + 1] = json.dumps(settings)
         words[words.index("--database") + 1] = str(path)
         assert main(words) == 0
@@ -237,10 +238,18 @@ def content(path):
     return rows | {"comments": comments}
 
 
-@pytest.mark.parametrize("second", [["model01"], ["model00", "model01"]])
-def test_halves_are_the_whole(summarized, tmp_path, second):
-    whole = content(summarized(["model00", "model01"]))
-    with merge([summarized(["model00"]), summarized(second)], tmp_path):
+BOTH = ["model00", "model01"]
+PARTS = {
+    "models": [(["model00"],), (["model01"],)],
+    "overlapping": [(["model00"],), (BOTH,)],
+    "tasks of the same models": [(BOTH, ["task00"]), (BOTH, ["task01"])],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_halves_are_the_whole(summarized, tmp_path, name):
+    whole = content(summarized(BOTH))
+    with merge([summarized(*part) for part in PARTS[name]], tmp_path):
         pass
     merged = content(tmp_path / "new" / "c.duckdb")
     assert merged.keys() == whole.keys()

@@ -271,13 +271,15 @@ def add_views(connection) -> None:
         waiting = later
 
 
-def add_bands(connection, resamples: int) -> None:
+def add_bands(connection, resamples: int, only: tuple[str, ...] = ()) -> None:
     """What figures draw with a band: `layer_bands`, `part_bands`, `length_bands`.
 
     Means over prompts of the views controls_by_layer, parts and word_lengths; the share of a part
-    is of the whole vector's lift.
+    is of the whole vector's lift. `only` names some of these tables.
     """
     for query, table, keys, columns in BANDS:
+        if only and table not in only:
+            continue
         rows = connection.execute(f"SELECT * FROM {query}").df()
         add(
             connection, table, pd.DataFrame(columns=[*keys, *columns]).astype(_types(keys, columns))
