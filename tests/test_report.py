@@ -13,6 +13,7 @@ import pytest
 from conftest import REPO
 from test_figures import make_database
 from vecsweep.figures import FIGURES
+from vecsweep.files import write_json
 
 SNAKEFILE = """
 configfile: "config.yaml"
@@ -32,7 +33,7 @@ rule tables:
 rule all:
     default_target: True
     input:
-        FIGURES,
+        PICTURES,
         "results/tables",
 """
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -144,6 +145,8 @@ def report(tmp_path_factory):
     (folder / "results").mkdir()
     make_database(folder, 3, 4).rename(folder / "results" / "summary.duckdb")
     (folder / "config.yaml").write_text("models: {one: {}, two: {}}\ntasks: {capitals: {}}\n")
+    for name in FIGURES:
+        write_json({}, folder / "results" / "settings" / "figures" / f"{name}.json")
     (folder / "Snakefile").write_text(SNAKEFILE.format(repo=REPO))
     snakemake = [sys.executable, "-m", "snakemake", "--directory", str(folder)]
     snakemake += ["--snakefile", str(folder / "Snakefile"), "--cores", "1"]

@@ -1,16 +1,19 @@
+import json
+
+from vecsweep.figures import FIGURES as DRAWN
+
 PICTURES = expand("results/figures/{name}.{format}", name=DRAWN, format=["svg", "png"])
 
 
 # A rule each: a caption belongs to a rule, and a figure runs without the others.
 for name, figure in DRAWN.items():
-    settings = SWEEP.settings_file(FIGURES, Cell(name))
 
     rule:
         name:
             f"figure_{name}"
         input:
             database="results/summary.duckdb",
-            settings=settings,
+            settings=f"results/settings/figures/{name}.json",
         output:
             svg=report(
                 f"results/figures/{name}.svg",
