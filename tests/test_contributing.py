@@ -34,7 +34,9 @@ def copy(tmp_path):
     tiny.write_task(tmp_path / "tasks", "towns")
 
     def run(*words):
-        environment = os.environ | {"PYTHONPATH": str(tmp_path / "workflow")}
+        # The jobs call `python`: the one that runs the tests.
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+        environment = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path / "workflow")}
         done = subprocess.run(
             [sys.executable, "-m", *map(str, words)],
             cwd=tmp_path,
