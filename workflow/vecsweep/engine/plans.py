@@ -53,7 +53,7 @@ def plan(
 def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False) -> list[dict]:
     """An outcome for each plan's vector and prompt: ranks and top token, before and after.
 
-    The prompts are run clean once; every plan resumes from its start layer. Empty on ranks that
+    The prompts are run clean once; every plan resumes from its start layer. Empty in processes that
     do not decode.
     """
     if not plans:
@@ -111,7 +111,7 @@ def decoded(readout, pieces):
 
     Ranks are [[argument's, answer's], ...]. Pieces are decoded many at a time: the LM head is
     read from memory once a call, however few the states. Without a readout the pieces are run
-    (other ranks wait for them) and nothing is yielded.
+    (other processes wait for them) and nothing is yielded.
     """
 
     def flush():

@@ -11,7 +11,7 @@ from vecsweep.files import read_json
 def load_engine(args, prompt: list[int]):
     """(engine, readout on its device, description); the engine is proven on a prompt's token ids.
 
-    The readout is None on ranks that do not decode. Stages that run together load it once.
+    The readout is None in processes that do not decode. Stages that run together load it once.
     """
     loaded = getattr(args, "loaded", {})
     how = args.batch_tokens, args.shards, args.engine, args.offload, args.slices

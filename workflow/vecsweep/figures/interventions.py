@@ -35,10 +35,8 @@ def interventions(connection):
     models, tasks = models_of(connection), injected_tasks(connection)
     if not tasks:
         return nothing(NO_TASK)
-    found, names = (
-        settings_of(connection),
-        {row["task"]: row["name"] for row in records(connection, "FROM outside_names")},
-    )
+    found = settings_of(connection)
+    names = {row["task"]: row["name"] for row in records(connection, "FROM outside_names")}
     domains = {task: ["in"] for task in tasks}
     for _, task, domain in found:
         if domain == "out" and "out" not in domains[task]:

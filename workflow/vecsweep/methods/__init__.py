@@ -1,7 +1,7 @@
 """Vector methods: what is put into the FFNs' place at the chosen setting, each a row of METHODS.
 
-A new method is a function `(setting) -> [(vectors [n, d_model], names)]` in a module here and a row
-below. Stage `selection` runs all of them on the same test prompts; figures take labels from here.
+A new method is a function of a `Setting` that gives plans, in a module here, and a row below. Stage `selection` runs all of them on the same test prompts. Figures label them in
+`figures/controls.py`.
 """
 
 from collections.abc import Callable

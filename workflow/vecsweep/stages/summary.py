@@ -11,6 +11,7 @@ import pandas as pd
 
 from vecsweep import Problem, tables
 from vecsweep.files import PACKAGE, replacing
+from vecsweep.layout import STAGES, Cell
 from vecsweep.statistics import (
     BAND,
     SEED,
@@ -76,29 +77,30 @@ def limits(memory: int) -> dict:
 
 
 def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
-    """The files of a grid {model: layer blocks} x tasks, by stage.
+    """The files of a grid {model: layer blocks} x tasks, by table.
 
     `tasks` lists `all` tasks, and those whose o-vectors are `injected` or that are `ablated`.
     """
 
-    def cells(stage, names, ending="parquet"):
-        return [f"{results}/{stage}/{m}/{t}.{ending}" for m in grid for t in names]
-
-    def blocks(stage, names):
+    def files(name, names=("",), output="output"):
+        stage = STAGES[name]
         return [
-            f"{results}/{stage}/{m}/{t}/{b}.parquet" for m in grid for t in names for b in grid[m]
+            stage.paths(Cell(model, task, layers), results)[output]
+            for model in grid
+            for task in names
+            for layers in (grid[model] if "layers" in stage.parts else [""])
         ]
 
     return {
-        "models": [f"{results}/models/{model}/model.json" for model in grid],
-        "vocabularies": [f"{results}/models/{model}/vocabulary.parquet" for model in grid],
-        "prompts": cells("prompts", tasks["all"]),
-        "lens": blocks("lens", tasks["all"]),
-        "stages": cells("stages", tasks["all"]),
-        "ovectors": cells("ovectors", tasks["injected"]),
-        "interventions": blocks("interventions", tasks["injected"])
-        + cells("selection", tasks["injected"]),
-        "ablations": cells("ablations", tasks["ablated"]),
+        "models": files("models", output="description"),
+        "vocabularies": files("models", output="vocabulary"),
+        "prompts": files("prompts", tasks["all"]),
+        "lens": files("lens", tasks["all"]),
+        "stages": files("stages", tasks["all"]),
+        "ovectors": files("ovectors", tasks["injected"], "table"),
+        "interventions": files("interventions", tasks["injected"])
+        + files("selection", tasks["injected"]),
+        "ablations": files("ablations", tasks["ablated"]),
     }
 
 
