@@ -37,7 +37,7 @@ TASK = {
     "title": "Planted towns",
     "kind": "one-to-one",
     "data": "towns.csv",
-    "template": f"Q: What is the {RELATION} town of {{argument}}?\nA: {{answer}}",
+    "templates": [f"Q: What is the {RELATION} town of {{argument}}?\nA: {{answer}}"],
     "separator": "\n",
     "extractive": {"prefix": f"The {RELATION} town of {{argument}} is {{answer}}.\n"},
     "out_of_domain": {"group": "outside"},
@@ -59,7 +59,7 @@ def write_task(folder):
 
 def words() -> list[str]:
     """The vocabulary: arguments, answers, the words of the templates and of random contexts."""
-    text = TASK["template"] + TASK["extractive"]["prefix"]
+    text = TASK["templates"][0] + TASK["extractive"]["prefix"]
     plain = re.findall(r"\w+|[^\w\s]", re.sub(r"{\w+}", "", text))
     return list(dict.fromkeys(["<unknown>", *ARGUMENTS, *ANSWERS, *plain, *tasks.random_words()]))
 

@@ -20,7 +20,7 @@ TASKS = {
     "towns": {
         "title": "Towns",
         "kind": "one-to-one",
-        "template": "Q: What is the capital of {argument}?\nA: {answer}",
+        "templates": ["Q: What is the capital of {argument}?\nA: {answer}"],
         "separator": "\n",
         "demonstrations": ["France"],
         "extractive": {"prefix": "The capital of {argument} is {answer}.\n"},
@@ -28,7 +28,7 @@ TASKS = {
     "verbs": {
         "title": "Verbs",
         "kind": "one-to-one",
-        "template": "Today I {argument}. Yesterday I {answer}.",
+        "templates": ["Today I {argument}. Yesterday I {answer}."],
         "separator": " ",
         "extractive": {"prefix": "The past tense of {argument} is {answer}.\n"},
     },
@@ -67,7 +67,7 @@ def tokenizer(bos=False):
         show_progress=False,
     )
     # Long names come once: they stay split into several tokens, as in real vocabularies.
-    texts = [task["template"] + task["extractive"]["prefix"] for task in TASKS.values()]
+    texts = [task["templates"][0] + task["extractive"]["prefix"] for task in TASKS.values()]
     words = [f" {word}" for rows in ROWS.values() for pair in rows.items() for word in pair]
     raw.train_from_iterator(texts * 3 + [word for word in words if len(word) < 8] * 2, trainer)
     if bos:

@@ -17,7 +17,7 @@ KEYS = {
     "title": True,
     "kind": True,
     "data": True,
-    "template": True,
+    "templates": True,
     "separator": True,
     "extractive": True,
     "demonstrations": False,
@@ -27,6 +27,7 @@ KEYS = {
 TYPES = {
     "extractive": (dict, "a mapping"),
     "out_of_domain": (dict, "a mapping"),
+    "templates": (list, "a list"),
     "demonstrations": (list, "a list"),
 }
 
@@ -38,7 +39,7 @@ class Task:
     name: str
     title: str
     kind: str
-    template: str
+    templates: list
     separator: str
     extractive: dict
     data: str
@@ -142,9 +143,10 @@ def _check_columns(task, path):
         *extractive.values(), str
     ):
         raise Problem(f"{path}: extractive is one of {{prefix: text}} or {{answer: text}}")
-    if "{answer}" not in task.template:
-        raise Problem(f"{path}: the template has no {{answer}}")
-    for text in (task.template, *extractive.values()):
+    for text in task.templates:
+        if "{answer}" not in text:
+            raise Problem(f"{path}: the template has no {{answer}}")
+    for text in (*task.templates, *extractive.values()):
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(text)]
         except ValueError as error:
@@ -179,7 +181,7 @@ def choose_demonstrations(task: Task, row: dict, number: int, seed: int) -> list
 
 def abstractive_prompt(task: Task, row: dict, demonstrations: list[dict]) -> str:
     """The prompt of the paper's section 3, cut before the answer and its space."""
-    shown = [_fill(task.template, r, r["answers"][0]) for r in demonstrations]
+    shown = [_fill(task.templates[0], r, r["answers"][0]) for r in demonstrations]
     return task.separator.join([*shown, _question(task, row)])
 
 
@@ -187,7 +189,7 @@ def extractive_prompt(task: Task, row: dict, demonstrations: list[dict]) -> str:
     """The twin whose answer stands in the prompt (paper section 3, Extractive twins)."""
     if "answer" in task.extractive:
         pattern = task.extractive["answer"]
-        shown = [_fill(task.template, r, _fill(pattern, r, "")) for r in demonstrations]
+        shown = [_fill(task.templates[0], r, _fill(pattern, r, "")) for r in demonstrations]
         return task.separator.join([*shown, _question(task, row)])
     facts = [_fill(task.extractive["prefix"], r, r["answers"][0]) for r in [*demonstrations, row]]
     return "".join(facts) + abstractive_prompt(task, row, demonstrations)
@@ -211,7 +213,7 @@ def _fill(template, row, answer):
 
 
 def _question(task, row):
-    return _fill(task.template.split("{answer}")[0], row, "").rstrip(" ")
+    return _fill(task.templates[0].split("{answer}")[0], row, "").rstrip(" ")
 
 
 def random_words() -> list[str]:
