@@ -96,13 +96,17 @@ MODEL = {
 }
 ENGINE = MODEL | {"slices": Input("preshard", optional="preshard")}
 PROMPTS = {"prompts": Input("prompts")}
+VECTORS = {
+    "vectors": Input("ovectors", "vectors"),
+    "rival": Input("ovectors", "vectors", tasks=rivals),
+}
 BLOCK = "{model}/{task}/{layers}.parquet"
 TABLE = "{model}/{task}.parquet"
 TENSORS = "{model}/{task}.safetensors"
 MODEL_RUNS: dict[str, Any] = {"runs_model": True, "memory": (3000, 1500, 500_000)}
 LONG: dict[str, Any] = MODEL_RUNS | {"long": True, "minutes": (120, 20, 1440)}
-SEARCH = ("modes", "scales", "position", "end_depth", "dev_prompts")
-SEARCH_KEYS = tuple(f"interventions.{key}" for key in SEARCH)
+SEARCH = ("start_layers", "extents", "modes", "scales", "position", "end_depth", "dev_prompts")
+SEARCH_KEYS = (*(f"interventions.{key}" for key in (*SEARCH, "rivals")), "prompts.seed")
 
 ROWS = (
     Stage(
@@ -158,6 +162,7 @@ ROWS = (
         inputs={"lens": Input("lens")},
         outputs={"output": TABLE},
         environment="tables",
+        version=2,
     ),
     Stage(
         "ovectors",
@@ -166,38 +171,34 @@ ROWS = (
         | PROMPTS
         | {"states": Input("states"), "stages": Input("stages")},
         outputs={"vectors": TENSORS, "table": TABLE},
-        keys=("ovectors.donors", "prompts.seed"),
+        keys=("ovectors.donors", "ovectors.source_layers", "ovectors.per_layer", "prompts.seed"),
         tasks="interventions.tasks",
+        version=2,
     ),
     Stage(
         "interventions",
-        "the search on the dev half: every donor and start layer in novel contexts",
-        inputs=ENGINE | PROMPTS | {"vectors": Input("ovectors", "vectors")},
+        "the search on dev: every method's vectors over the same grid, in novel contexts",
+        inputs=ENGINE | PROMPTS | VECTORS,
         outputs={"output": BLOCK},
-        keys=(*SEARCH_KEYS, "prompts.seed"),
+        keys=SEARCH_KEYS,
         tasks="interventions.tasks",
+        version=2,
         **LONG,
     ),
     Stage(
         "selection",
-        "the best setting on the test half, beside its controls and its parts",
+        "every method at its own best setting on test, beside other donors and the o-vector's parts",
         inputs=ENGINE
         | PROMPTS
+        | VECTORS
         | {
-            "vectors": Input("ovectors", "vectors"),
-            "rival": Input("ovectors", "vectors", tasks=rivals),
             "search": Input("interventions"),
             "elsewhere": Input("prompts", tasks=other_domains),
         },
         outputs={"output": TABLE},
-        keys=(
-            *SEARCH_KEYS,
-            "interventions.test_prompts",
-            "interventions.rivals",
-            "interventions.controls_over_layers",
-            "prompts.seed",
-        ),
+        keys=(*SEARCH_KEYS, "interventions.test_prompts"),
         tasks="interventions.tasks",
+        version=2,
         **LONG,
     ),
     Stage(

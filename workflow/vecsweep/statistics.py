@@ -1,21 +1,106 @@
-"""Every statistic of the tables and figures: bootstrap means, bands, curves, crossovers.
+"""Every statistic of the tables and figures: intervals, paired differences, curves, crossovers.
 
-Intervals are of 95 %, by a bootstrap over the first axis: prompts, or donors where it says so.
+Intervals are of 95 %. Shares have Wilson's. Means have a bootstrap over prompts; where a method has
+several vectors (random ones, other donors), over its vectors and over prompts, crosswise. A
+bootstrap of values that are all alike says nothing of their spread: those between 0 and 1 then get
+Wilson's interval of their mean, which is the widest that such values can have.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
 
 BAND = [0.025, 0.975]
 SEED = 0
+FEW = 10  # right answers below which a cell is "too few", and no finding
+ENOUGH = 20  # prompts below which no yes or no is said
+
+# The same in SQL, for the views of the database.
+MACROS = f"""
+CREATE MACRO wilson_low(p, n) AS
+    greatest(0, (p + 1.9208 / n - 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n)))
+                / (1 + 3.8416 / n));
+CREATE MACRO wilson_high(p, n) AS
+    least(1, (p + 1.9208 / n + 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n)))
+             / (1 + 3.8416 / n));
+CREATE MACRO too_few(n) AS n < {FEW};
+CREATE MACRO enough(n) AS n >= {ENOUGH};
+"""
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """(low, high): Wilson's score interval of a share of `count`."""
+    middle = share + 1.9208 / count
+    half = 1.96 * math.sqrt(max(share * (1 - share), 0) / count + 0.9604 / count**2)
+    low, high = (middle - half) / (1 + 3.8416 / count), (middle + half) / (1 + 3.8416 / count)
+    return max(0.0, low), min(1.0, high)
+
+
+def share_of(values) -> tuple[float, float, float]:
+    """(share, low, high) of values [vectors, prompts] or [prompts], each 0 to 1; nan if none.
+
+    Vectors do not count as prompts: n is the number of prompts.
+    """
+    values = np.atleast_2d(np.array(values, float))
+    if not values.size:
+        return math.nan, math.nan, math.nan
+    share = float(values.mean())
+    return share, *wilson(share, values.shape[1])
 
 
 def band(values, resamples: int, seed: int = SEED) -> tuple[float, float, float]:
-    """(mean, low, high) of values [n]."""
+    """(mean, low, high) of values [prompts] or [vectors, prompts]."""
+    values = np.atleast_2d(np.array(values, float))
+    mean = float(values.mean())
+    if np.ptp(values) == 0 and 0 <= mean <= 1:
+        return mean, *wilson(mean, values.shape[1])
+    low, high = np.quantile(crossed_means(values, resamples, seed), BAND)
+    return mean, float(low), float(high)
+
+
+def difference(ours, theirs, resamples: int, seed: int = SEED) -> tuple[float, float, float, float]:
+    """(mean of ours minus theirs, low, high, p), paired by prompt.
+
+    Both [vectors, prompts] or [prompts]. p, two-sided: how often signs drawn at random for the
+    prompts' differences make as large a mean; prompts are exchanged, vectors averaged.
+    """
+    ours, theirs = (np.atleast_2d(np.array(v, float)) for v in (ours, theirs))
+    found = float(ours.mean() - theirs.mean())
+    # The same prompts in every resample, each side's own vectors.
+    drawn = crossed_means(ours, resamples, seed) - crossed_means(theirs, resamples, seed)
+    low, high = np.quantile(drawn, BAND)
+    each = ours.mean(0) - theirs.mean(0)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (max(resamples, 1000), len(each)))
+    # As many signs that come as far, the observed ones among them.
+    as_far = np.abs(signs @ each) >= abs(each.sum()) - 1e-12
+    return found, float(low), float(high), float((as_far.sum() + 1) / (len(signs) + 1))
+
+
+def holm(values) -> list[float]:
+    """p-values adjusted for their number (Holm), in the order given; nan stays nan."""
     values = np.array(values, float)
-    low, high = np.quantile(resampled_means(values, resamples, seed), BAND)
-    return float(values.mean()), float(low), float(high)
+    order = [i for i in np.argsort(values) if not np.isnan(values[i])]
+    found, largest = values.copy(), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, values[i] * (len(order) - place)))
+        found[i] = largest
+    return found.tolist()
+
+
+@lru_cache(maxsize=None)
+def chance_among(accepted: int, others: int) -> float:
+    """Expected 1 / (1 + place) of the best of `accepted` answers among `others`, in random order.
+
+    With one accepted it is the harmonic mean's H_n / n for n = others + 1; with many it is near 1:
+    the best of 60 is no feat.
+    """
+    found, above = 0.0, 1.0  # above: probability that the first `place` of the order are all others
+    for place in range(others + 1):
+        left = others + accepted - place
+        found += above * accepted / left / (1 + place)
+        above *= (others - place) / left
+    return found
 
 
 def share_band(parts, wholes, resamples: int, seed: int = SEED) -> tuple[float, float, float]:
@@ -27,12 +112,21 @@ def share_band(parts, wholes, resamples: int, seed: int = SEED) -> tuple[float, 
     return float(part / whole), float(low), float(high)
 
 
+def crossed_means(values, resamples: int, seed: int):
+    """Bootstrap means [resamples] of values [vectors, prompts], both resampled."""
+    prompts = shares(values.shape[1], resamples, seed)
+    if len(values) == 1:
+        return prompts @ values[0]
+    vectors = shares(len(values), resamples, seed + 1)
+    return np.einsum("rv,vp,rp->r", vectors, values, prompts)
+
+
 def resampled_means(values, resamples: int, seed: int):
     """Bootstrap means over the first axis: values [prompts, ...] -> [resamples, ...]."""
     return np.tensordot(shares(len(values), resamples, seed), values, axes=1)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def shares(count: int, resamples: int, seed: int):
     """How much each of `count` values weighs in each resample, [resamples, count]."""
     return np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples) / count
@@ -42,36 +136,48 @@ def curve_rows(values, drawn, labels: dict) -> list[dict]:
     """Rows of `curves` from values [prompts, 2, layers] and their bootstrap means."""
     low, high = np.quantile(drawn, BAND, axis=0)
     layers = values.shape[-1]
-    return [
-        labels
-        | {
-            "target": target,
-            "layer": layer,
-            "depth": (layer + 1) / layers,
-            "prompts": len(values),
-            "reciprocal_rank": values[:, k, layer].mean(),
-            "low": low[k, layer],
-            "high": high[k, layer],
-            "top_1": (values[:, k, layer] == 1).mean(),
-            "top_10": (values[:, k, layer] >= 1 / 10).mean(),
-        }
-        for k, target in enumerate(("argument", "answer"))
-        for layer in range(layers)
-    ]
+    rows = []
+    for k, target in enumerate(("argument", "answer")):
+        for layer in range(layers):
+            these = values[:, k, layer]
+            ends = low[k, layer], high[k, layer]
+            if np.ptp(these) == 0:
+                ends = wilson(float(these[0]), len(these))
+            rows.append(
+                labels
+                | {
+                    "target": target,
+                    "layer": layer,
+                    "depth": (layer + 1) / layers,
+                    "prompts": len(values),
+                    "reciprocal_rank": these.mean(),
+                    "low": ends[0],
+                    "high": ends[1],
+                    "top_1": (these == 1).mean(),
+                    "top_10": (these >= 1 / 10).mean(),
+                }
+            )
+    return rows
 
 
 def crossover_row(values, drawn, labels: dict) -> dict:
-    """A row of `crossovers`; depth is missing where the answer never stays ahead."""
+    """A row of `crossovers`; depth is missing where the answer never stays ahead.
+
+    A resample without a crossover counts as one before the first layer (the answer leads from
+    there) or after the last; an end of the interval that falls there is missing. `uncrossed` is the
+    share of such resamples.
+    """
     found = crossover_depths(values.mean(0, keepdims=True))[0]
     spread = crossover_depths(drawn)
-    spread = spread[~np.isnan(spread)]
-    low, high = np.quantile(spread, BAND) if len(spread) else (np.nan, np.nan)
+    ends = np.quantile(spread, BAND, method="inverted_cdf")
+    low, high = (end if np.isfinite(end) else np.nan for end in ends)
     argument = values[:, 0].mean(0)
     return labels | {
         "prompts": len(values),
-        "depth": found,
-        "low": low,
-        "high": high,
+        "depth": found if np.isfinite(found) else np.nan,
+        "low": low if np.isfinite(found) else np.nan,
+        "high": high if np.isfinite(found) else np.nan,
+        "uncrossed": float((~np.isfinite(spread)).mean()),
         "argument_peak": argument.max(),
         "argument_peak_layer": int(argument.argmax()),
         "argument_end": argument[-1],
@@ -82,10 +188,10 @@ def crossover_row(values, drawn, labels: dict) -> dict:
 def crossover_depths(means):
     """Depths [n] from which on the answer leads for good, means [n, 2, layers].
 
-    nan if it never does, or if it leads from the first layer on: nothing is crossed then.
+    inf if it never does, -inf if it leads from the first layer on: nothing is crossed then.
     """
     layers = means.shape[-1]
     behind = means[:, 1] <= means[:, 0]
     last_behind = np.where(behind.any(-1), layers - 1 - behind[:, ::-1].argmax(-1), -1)
-    crossed = (last_behind >= 0) & (last_behind < layers - 1)
-    return np.where(crossed, (last_behind + 2) / layers, np.nan)
+    depths = np.where(last_behind < layers - 1, (last_behind + 2) / layers, np.inf)
+    return np.where(last_behind < 0, -np.inf, depths)

@@ -154,8 +154,6 @@ class Sweep:
         section, name = key.split(".")
         if key == "ablations.twins":
             return cell.task in self.listed(key)
-        if key == "interventions.controls_over_layers":
-            return cell.task == self.config[section][name]
         if key == "interventions.rivals":
             return rivals(self, cell.task)
         if section == "models":

@@ -1,5 +1,6 @@
 """Plans of edits, run on prompts: what the answer's rank was before, and is after."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,36 +30,19 @@ def end_layer(settings: dict, layers: int) -> int:
     return max(0, round(settings["end_depth"] * layers) - 1)
 
 
-def named(control: str, source_layer: int, donor=None, repeat=None) -> dict:
-    """What a vector is: its control, where it was cut, of which prompt or which repetition."""
-    names = {"control": control, "source_layer": source_layer}
-    return names | {"donor": donor, "repeat": repeat}
-
-
-def plan(
-    settings: dict,
-    mode: Literal["replace", "add"],
-    start: int,
-    end: int,
-    vectors: torch.Tensor,
-    names: list[dict],
-) -> Plan:
-    """A plan with each vector [n, d_model] at each scale of the settings; `names` one for each."""
-    scales = settings["scales"]
-    labels = [name | {"scale": scale} for scale in scales for name in names]
-    scaled = torch.cat([scale * vectors for scale in scales])
-    return Plan(start, end, mode, settings["position"], scaled, labels)
-
-
-def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False) -> list[dict]:
+def run_plans(
+    engine, readout, rows: list[dict], plans: list[Plan], answers: torch.Tensor, report=False
+) -> list[dict]:
     """An outcome for each plan's vector and prompt: ranks and top token, before and after.
 
-    The prompts are run clean once; every plan resumes from its start layer. Empty in processes that
-    do not decode.
+    `answers` [T] are the first tokens of all answers of the prompts' task: each outcome has the
+    place of its own among them, and both lifts in probability, see `Rivals`. The prompts are run
+    clean once; every plan resumes from its start layer. Empty in processes that do not decode.
     """
     if not plans:
         return []
     targets = target_tokens(rows)
+    others = Rivals(rows, answers)
     widest = max(len(plan.labels) for plan in plans)
     progress = progress_line(len(rows), engine.leader) if report else lambda prompts, tokens: None
 
@@ -79,15 +63,17 @@ def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False
 
     outcomes: list[dict] = []
     before: dict[int, tuple] = {}
-    for (numbers, plan), ranks, tops in decoded(readout, pieces()):
+    for (numbers, plan), ranks, tops, among in decoded(readout, pieces(), answers):
         if plan is None:
-            before.update(zip(numbers, zip(ranks, tops)))
+            before.update(zip(numbers, zip(ranks, tops, among)))
             continue
         each = len(numbers) // len(plan.labels)
+        placed = others.compare(numbers, torch.stack([before[n][2] for n in numbers]), among)
         for i, (number, rank, top) in enumerate(zip(numbers, ranks, tops)):
-            (argument_before, answer_before), top_before = before[number]
+            (argument_before, answer_before), top_before, _ = before[number]
             outcomes.append(
                 plan.labels[i // each]
+                | placed[i]
                 | {
                     "prompt_id": rows[number]["prompt_id"],
                     "prompt_task": rows[number]["task"],
@@ -106,12 +92,49 @@ def run_plans(engine, readout, rows: list[dict], plans: list[Plan], report=False
     return outcomes
 
 
-def decoded(readout, pieces):
-    """Decode (states [n, d_model], targets, tag) pieces; yield (tag, ranks, top tokens) of each.
+class Rivals:
+    """Each prompt's own answer among all answers of its task: does an edit know the argument?
 
-    Ranks are [[argument's, answer's], ...]. Pieces are decoded many at a time: the LM head is
-    read from memory once a call, however few the states. Without a readout the pieces are run
-    (other processes wait for them) and nothing is yielded.
+    Own are the tokens that are right for the prompt, others the rest of `answers` [T] without the
+    prompt's argument. A vector that only promotes the class lifts both alike.
+    """
+
+    def __init__(self, rows: list[dict], answers: torch.Tensor):
+        self.own = torch.stack(
+            [torch.isin(answers, torch.tensor(row["answer_tokens"])) for row in rows]
+        )
+        argument = torch.tensor([row["argument_token"] for row in rows])
+        self.others = ~self.own & (answers != argument[:, None])
+
+    def compare(self, rows: list[int], before: torch.Tensor, after: torch.Tensor) -> list[dict]:
+        """Columns of outcomes from log probabilities [n, T] of all answers, for prompts `rows`.
+
+        `place`: number of other answers that are likelier than the own, 0 is the best. `lift`:
+        log2 of the probability after over that before, of the own and on average of the others.
+        """
+        own, others = self.own[rows], self.others[rows]
+        count = others.sum(1)
+        best, places = [], []
+        for found in (before, after):
+            best.append(found.masked_fill(~own, -torch.inf).amax(1))
+            places.append(((found > best[-1][:, None]) & others).sum(1).tolist())
+        rise = ((after - before) * others).sum(1) / count.clamp(min=1)
+        lifts = torch.stack([best[1] - best[0], rise], 1) / math.log(2)
+        columns = zip(own.sum(1).tolist(), count.tolist(), *places, *lifts.T.tolist())
+        names = ("accepted", "others", "place_before", "place_after", "own_lift", "others_lift")
+        found = [dict(zip(names, values)) for values in columns]
+        return [
+            row | {"others_lift": row["others_lift"] if row["others"] else None} for row in found
+        ]
+
+
+def decoded(readout, pieces, among: torch.Tensor | None = None):
+    """Decode (states [n, d_model], targets, tag) pieces; yield (tag, ranks, top tokens, among).
+
+    Ranks are [[argument's, answer's], ...]; among [n, T] the natural log probabilities of the
+    tokens `among` [T]. Pieces are decoded many at a time: the LM head is read from memory once a
+    call, however few the states. Without a readout the pieces are run (other processes wait for
+    them) and nothing is yielded.
     """
 
     def flush():
@@ -125,11 +148,13 @@ def decoded(readout, pieces):
             ]
         )
         with torch.inference_mode():
-            found = decode(readout, states, [t.to(states.device) for t in (argument, answer)], 1)
+            targets = [t.to(states.device) for t in (argument, answer)]
+            found = decode(readout, states, targets, 1, among)
+        logs = found.among.cpu()
         start = 0
         for piece, _, tag in waiting:
             rows = slice(start, start := start + len(piece))
-            yield tag, found.rank[rows].tolist(), found.top_token[rows, 0].tolist()
+            yield tag, found.rank[rows].tolist(), found.top_token[rows, 0].tolist(), logs[rows]
 
     waiting = []
     for piece in pieces:
@@ -143,10 +168,8 @@ def decoded(readout, pieces):
         yield from flush()
 
 
-def label(
-    outcomes: list[dict], model: str, task: str, split: str, domain="in", chosen: bool | None = None
-) -> None:
+def label(outcomes: list[dict], model: str, task: str, split: str, domain="in") -> None:
     """Write the cell's names into outcomes: `ovector_task` is the task whose vector was used."""
     for outcome in outcomes:
         outcome |= {"model": model, "task": outcome.pop("prompt_task"), "ovector_task": task}
-        outcome |= {"split": split, "domain": domain, "chosen": chosen}
+        outcome |= {"split": split, "domain": domain}

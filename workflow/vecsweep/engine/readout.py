@@ -73,31 +73,44 @@ class Readout:
 
 @dataclass
 class Decoded:
-    """What early decoding says of n states; targets [n, targets], top [n, top_k]."""
+    """What early decoding says of n states; targets [n, targets], top [n, top_k], among [n, T]."""
 
     token: torch.Tensor
     rank: torch.Tensor
     probability: torch.Tensor
     top_token: torch.Tensor
     top_probability: torch.Tensor
+    among: torch.Tensor
 
 
-def decode(readout: Readout, states: torch.Tensor, targets: list, top_k: int) -> Decoded:
+def decode(
+    readout: Readout,
+    states: torch.Tensor,
+    targets: list,
+    top_k: int,
+    among: torch.Tensor | None = None,
+) -> Decoded:
     """Rank and probability of target tokens, and the top tokens, for states [n, d_model].
 
     `targets` is a list of token-id tensors [n, k], padded with -1: several right tokens count as
     one target, by the one with the largest logit. Rank is the number of tokens with a larger
     logit (paper section 2). No logits are kept and nothing is sorted: each chunk of the
     vocabulary adds to the counts, to the sum of exponentials and to the running top k.
+    `among` [T] are tokens whose natural log probability is wanted in every state.
     """
+    if among is None:
+        among = torch.empty(0, dtype=torch.long)
+    among = among.to(states.device)
     parts = [
-        _decode_rows(readout, states[i : i + ROWS], [t[i : i + ROWS] for t in targets], top_k)
+        _decode_rows(
+            readout, states[i : i + ROWS], [t[i : i + ROWS] for t in targets], top_k, among
+        )
         for i in range(0, len(states), ROWS)
     ]
     return Decoded(*(torch.cat(column) for column in zip(*parts)))
 
 
-def _decode_rows(readout, states, targets, top_k):
+def _decode_rows(readout, states, targets, top_k, among):
     normed = readout.normed(states)
     rows = torch.arange(len(normed), device=normed.device)
     best_of, token_of = [], []
@@ -130,7 +143,11 @@ def _decode_rows(readout, states, targets, top_k):
             logits[inside, token[inside, k] - start] = best[inside, k]
             rank[:, k] += (logits > best[:, k, None]).sum(-1)
     probability = (best - log_sum[:, None]).exp()
-    return token, rank, probability, top_token, (top - log_sum[:, None]).exp()
+    chosen = normed @ readout.weight[among].T
+    if readout.bias is not None:
+        chosen += readout.bias[among]
+    top_probability = (top - log_sum[:, None]).exp()
+    return token, rank, probability, top_token, top_probability, chosen - log_sum[:, None]
 
 
 def target_tokens(rows: list[dict]) -> list:

@@ -20,21 +20,22 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
-    "reciprocal_rank": Figure("curves", 1, "Argument and answer by depth", "Stages"),
+    "reciprocal_rank": Figure("curves", 2, "Argument and answer by depth", "Stages"),
     "example": Figure("examples", 1, "Top tokens of one prompt, layer by layer", "Stages"),
-    "patterns": Figure("patterns", 1, "Patterns and applying sublayers", "Stages"),
-    "crossover": Figure("curves", 1, "Crossover against model size", "Stages"),
-    "extractive": Figure("curves", 1, "Abstractive and extractive prompts", "Stages"),
-    "interventions": Figure("interventions", 1, "Answer before and after", "o-vectors"),
+    "patterns": Figure("patterns", 2, "Patterns and applying sublayers", "Stages"),
+    "crossover": Figure("curves", 2, "Crossover against model size", "Stages"),
+    "extractive": Figure("curves", 2, "Abstractive and extractive prompts", "Stages"),
+    "interventions": Figure("interventions", 2, "Answer before and after", "o-vectors"),
     "intervention_example": Figure(
         "examples", 1, "One prompt, from every start layer", "o-vectors"
     ),
-    "start_layers": Figure("interventions", 1, "Source layer and start layer", "o-vectors"),
-    "controls": Figure("controls", 1, "The o-vector beside its controls", "o-vectors"),
-    "controls_by_layer": Figure("controls", 1, "Controls from every start layer", "o-vectors"),
-    "parts": Figure("controls", 1, "Parts of an o-vector", "o-vectors"),
-    "tokenization": Figure("relations", 1, "Effect by tokenization", "o-vectors"),
-    "relations": Figure("relations", 1, "Effect by kind of relation", "o-vectors"),
+    "start_layers": Figure("interventions", 2, "Source layer and start layer", "o-vectors"),
+    "methods": Figure("methods", 1, "Every method at its best", "o-vectors"),
+    "others_answers": Figure("methods", 1, "The own answer among the others'", "o-vectors"),
+    "methods_by_layer": Figure("methods", 1, "Methods from every start layer", "o-vectors"),
+    "parts": Figure("methods", 2, "Parts of an o-vector", "o-vectors"),
+    "tokenization": Figure("relations", 2, "Effect by tokenization", "o-vectors"),
+    "relations": Figure("relations", 2, "Effect by kind of relation", "o-vectors"),
     "ablations": Figure("ablations", 1, "FFNs removed from the top down", "Ablations"),
     "ablation_twins": Figure("ablations", 1, "Other ways of removal", "Ablations"),
 }

@@ -60,7 +60,7 @@ def interventions(connection):
             row = found.get((model, task, domain))
             if row:
                 draw_before_after(panel, y, row)
-                shares = (f"{row['units']}", f"{row['top_1']:.0%}", f"{row['no_effect']:.0%}")
+                shares = (f"{row['prompts']}", f"{row['top_1']:.0%}", f"{row['no_effect']:.0%}")
                 for x, text in zip(COLUMNS, shares):
                     number(numbers, x, y, text)
             else:
@@ -77,7 +77,7 @@ def interventions(connection):
         if k + columns >= len(models):
             panel.set_xlabel("Mean reciprocal rank of the answer\n(rank = 1 / mean)")
     keys = [line_key("before", "-", GREY, marker="o", markerfacecolor="white", markersize=4)]
-    keys += [line_key("after, chosen o-vector", "-", ANSWER, marker="o", markersize=4)]
+    keys += [line_key("after, o-vector", "-", ANSWER, marker="o", markersize=4)]
     keys += [line_key("95 % interval", "-", GREY, linewidth=0.9)]
     legend(figure, keys, columns=3)
     return figure
@@ -108,7 +108,7 @@ def start_layers(connection):
     if not tasks:
         return nothing(NO_TASK)
     cells = by_cell(connection, "FROM best_by_layers")
-    chosen = by_cell(connection, "SELECT * FROM chosen")
+    chosen = by_cell(connection, "SELECT * FROM chosen WHERE method = 'o-vector'")
     figure, panels = grid(models, tasks, 2.3, 1.6, share=False)
     most = max((row["value"] for rows in cells.values() for row in rows), default=1)
     shades = {"vmin": 0, "vmax": most, "cmap": seaborn.color_palette("mako_r", as_cmap=True)}

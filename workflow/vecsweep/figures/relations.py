@@ -65,7 +65,7 @@ def relations(connection):
                 row = found[model, task, "in"]
                 x = k + 0.8 * ((i + 0.5) / len(members) - 0.5)
                 look = task_look(list(tasks).index(task))
-                if row["units"] < FEW_PROMPTS:
+                if row["prompts"] < FEW_PROMPTS:
                     look, few = look | {"markerfacecolor": "white"}, True
                 left.plot(x, row["reciprocal_rank_before"], color=GREY, marker="_", markersize=6)
                 for panel, name in ((left, "reciprocal_rank_after"), (right, "top_1")):
@@ -137,7 +137,7 @@ def tokenization(connection):
     figure.supylabel("Mean reciprocal rank of the answer")
     figure.supxlabel("Number of tokens or letters; above: n")
     keys = [line_key("before", "-", GREY, marker="o", markersize=4, markerfacecolor="white")]
-    keys += [line_key("after, chosen o-vector", "-", ANSWER, marker="o", markersize=4)]
+    keys += [line_key("after, o-vector", "-", ANSWER, marker="o", markersize=4)]
     keys += [line_key("after, each task (n > 2)", "-", PALE)]
     keys += [line_key("95 % interval (n > 4)", "-", linewidth=0.9)]
     legend(figure, keys)

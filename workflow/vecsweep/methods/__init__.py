@@ -1,39 +1,70 @@
-"""Vector methods: what is put into the FFNs' place at the chosen setting, each a row of METHODS.
+"""Vector methods: what is put into the FFNs' place, each a row of METHODS, all on equal footing.
 
-A new method is a function of a `Setting` that gives plans, in a module here, and a row below. Stage `selection` runs all of them on the same test prompts. Figures label them in
-`figures/controls.py`.
+A method makes one vector for each source layer, from train prompts alone. All search the same grid
+(source layer, start layer, range or once, replace or add, scale) on the same dev prompts, and each
+is reported at its own best setting on the same test prompts. A new method is a function of a
+`Material` and a source layer in a module here, and a row below; figures label it in
+`figures/methods.py`.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vecsweep.engine.plans import Plan
 from vecsweep.methods import controls, differences, donors, parts
-from vecsweep.methods.setting import Setting, read_vectors
+from vecsweep.methods.setting import Donors, Material, Vector
 
-__all__ = ["METHODS", "Method", "Setting", "plans_of", "read_vectors"]
+__all__ = ["METHODS", "Donors", "Material", "Method", "Vector", "candidates", "reported"]
+
+Maker = Callable[[Material, int], list[Vector]]
 
 
 class Method(NamedTuple):
-    """How the plans of a method are made; `at_every_layer`: tried from each start layer too."""
+    """How a method's vectors are made: `search` for dev, one a source layer, `report` for test.
 
-    make: Callable[[Setting], list[Plan]]
-    at_every_layer: bool = False
+    `by_source`: the vector depends on the source layer. `modes`: those that make sense for it.
+    """
+
+    search: Maker
+    report: Maker | None = None
+    by_source: bool = True
+    modes: tuple[str, ...] = ("replace", "add")
 
 
 METHODS = {
-    "o-vector": Method(donors.chosen, at_every_layer=True),
-    "donor": Method(donors.others),  # and control `mean`: the mean of the donors
-    "random": Method(controls.random_vectors, at_every_layer=True),
-    "rival": Method(donors.rival, at_every_layer=True),
-    "unrelated": Method(controls.unrelated, at_every_layer=True),
-    "zero": Method(controls.zero, at_every_layer=True),
-    # And control `difference_once`: added once, at the start layer alone.
-    "difference": Method(differences.of_means, at_every_layer=True),
-    "parts": Method(parts.largest),  # controls `neurons_K` and `directions_K`
+    "o-vector": Method(donors.single),
+    "mean": Method(donors.mean),
+    "difference": Method(differences.of_means),
+    "rival": Method(donors.rival),
+    "unrelated": Method(controls.unrelated, controls.unrelated_several),
+    "random": Method(controls.random_vector, controls.random_vectors),
+    # Adding zero would change nothing, at any scale.
+    "zero": Method(controls.zero, by_source=False, modes=("replace",)),
 }
 
 
-def plans_of(setting: Setting) -> list[Plan]:
-    """The plans of all methods at the chosen setting, the o-vector's first."""
-    return [plan for method in METHODS.values() for plan in method.make(setting)]
+def candidates(material: Material) -> list[Vector]:
+    """What is searched: a vector for each method and source layer that has one."""
+    layers = list(material.donors.flips)
+    return [
+        vector
+        for method in METHODS.values()
+        for layer in (layers if method.by_source else layers[:1])
+        for vector in method.search(material, layer)
+    ]
+
+
+def reported(material: Material, name: str, layer: int | None) -> list[Vector]:
+    """What a method is reported with, at the source layer that was best on dev.
+
+    With the o-vector go the other donors of its layer (method `donor`) and its parts.
+    """
+    method = METHODS[name]
+    layers = list(material.donors.flips)
+    if name == "rival":  # its source layer is another task's
+        sources = [v for own in layers for v in method.search(material, own)]
+        return [next(v for v in sources if v.source_layer == layer)]
+    found = (method.report or method.search)(material, layers[0] if layer is None else layer)
+    if name == "o-vector":
+        found += donors.others(material, found[0].source_layer)
+        found += parts.largest(material, found[0].source_layer, found[0].donor)
+    return found

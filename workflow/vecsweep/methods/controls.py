@@ -5,44 +5,55 @@ import random
 import torch
 
 from vecsweep.engine.forward import last_token_states
-from vecsweep.engine.plans import Plan, named
-from vecsweep.methods.setting import Setting
+from vecsweep.methods.setting import Material, Vector
 
-REPEATS = 3  # random vectors and unrelated prompts: one alone may be a lucky one
-
-
-def random_vectors(setting: Setting) -> list[Plan]:
-    """Random directions of the chosen vector's norm."""
-    generator = torch.Generator().manual_seed(setting.seed)
-    noise = torch.randn(REPEATS, len(setting.vector), generator=generator)
-    vectors = noise / noise.norm(dim=-1, keepdim=True) * setting.vector.norm()
-    return [setting.plan(vectors, repeated("random", setting.layer, REPEATS))]
+RANDOM, UNRELATED = 20, 5  # tried on test: one alone may be a lucky one
 
 
-def repeated(control: str, layer: int, count: int) -> list[dict]:
-    """The names of a control's repetitions."""
-    return [named(control, layer, repeat=i) for i in range(count)]
+def random_vector(material: Material, layer: int) -> list[Vector]:
+    """A random direction of the length of the searched donor's vector."""
+    return [_random(material, layer, "dev", None)]
 
 
-def unrelated(setting: Setting) -> list[Plan]:
-    """The source layer's FFN outputs on a few random words.
+def random_vectors(material: Material, layer: int) -> list[Vector]:
+    """Many others of the kind, at the setting that was best for the first."""
+    return [_random(material, layer, f"test {i}", i) for i in range(RANDOM)]
 
-    The random words that a novel prompt starts with, before the argument, however long that is.
-    """
-    generator = random.Random(f"{setting.seed} unrelated")
-    rows = generator.sample(setting.own, min(REPEATS, len(setting.own)))
+
+def _random(material, layer, purpose, repeat):
+    length = material.donors.of(layer)[0][1].norm()
+    seed = random.Random(f"{material.seed} random {layer} {purpose}").getrandbits(63)
+    noise = torch.randn(
+        material.donors.vectors.shape[1], generator=torch.Generator().manual_seed(seed)
+    )
+    return Vector(noise / noise.norm() * length, "random", layer, repeat=repeat)
+
+
+def unrelated(material: Material, layer: int) -> list[Vector]:
+    """The source layer's FFN output on a few random words."""
+    return _unrelated(material, layer, "dev", 1)
+
+
+def unrelated_several(material: Material, layer: int) -> list[Vector]:
+    """The same on other random words, some times."""
+    return _unrelated(material, layer, "test", UNRELATED)
+
+
+def _unrelated(material, layer, purpose, count):
+    """The random words that a novel prompt starts with, before the argument, however long that is."""
+    generator = random.Random(f"{material.seed} unrelated {purpose}")
+    rows = generator.sample(material.own, min(count, len(material.own)))
     # The words stand there three times, the argument twice between them.
     counts = [(len(row["token_ids"]) - 2 * row["argument_length"]) // 3 for row in rows]
     prompts = [row["token_ids"][: max(1, count)] for row, count in zip(rows, counts)]
-    states = [
-        last_token_states(setting.engine, [[p]])[f"ffn_out.{setting.layer:02d}"][0] for p in prompts
+    states = last_token_states(material.engine, [[p] for p in prompts])
+    vectors = states[f"ffn_out.{layer:02d}"].float()
+    return [
+        Vector(vector, "unrelated", layer, repeat=None if purpose == "dev" else i)
+        for i, vector in enumerate(vectors)
     ]
-    names = repeated("unrelated", setting.layer, len(rows))
-    return [setting.plan(torch.stack(states).float(), names)]
 
 
-def zero(setting: Setting) -> list[Plan]:
-    """The FFNs dropped."""
-    nothing = torch.zeros(1, len(setting.vector))
-    names = [named("zero", setting.layer)]
-    return [setting.plan(nothing, names, mode="replace", scale=1.0)]
+def zero(material: Material, layer: int) -> list[Vector]:
+    """The FFNs dropped; nothing was cut from any layer."""
+    return [Vector(torch.zeros(material.donors.vectors.shape[1]), "zero")]

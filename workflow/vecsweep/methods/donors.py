@@ -1,30 +1,34 @@
-"""O-vectors: the chosen donor's, the other donors' and their mean, another task's (paper section 2)."""
+"""O-vectors: one donor's, the mean of a layer's, another task's (paper section 2)."""
 
-from vecsweep.engine.plans import Plan, named
-from vecsweep.methods.setting import Setting, read_vectors
-
-
-def chosen(setting: Setting) -> list[Plan]:
-    """The vector that was best on dev."""
-    donor, layer = setting.donors[setting.index]
-    return [setting.plan(setting.vector[None], [named("o-vector", layer, donor=donor)])]
+from vecsweep.methods.setting import Donors, Material, Vector
 
 
-def others(setting: Setting) -> list[Plan]:
-    """All other donors at the same setting, and their mean: control `mean`."""
-    rest = [i for i in range(len(setting.donors)) if i != setting.index]
-    names = [
-        named("mean" if donor is None else "donor", layer, donor=donor)
-        for donor, layer in (setting.donors[i] for i in rest)
+def single(material: Material, layer: int) -> list[Vector]:
+    """The update of one donor, drawn by the seed."""
+    donor, vector = material.donors.of(layer)[0]
+    return [Vector(vector, "o-vector", layer, donor)]
+
+
+def others(material: Material, layer: int) -> list[Vector]:
+    """The layer's other donors: how much hangs on which one was drawn."""
+    return [
+        Vector(vector, "donor", layer, donor) for donor, vector in material.donors.of(layer)[1:]
     ]
-    return [setting.plan(setting.vectors[rest], names)] if rest else []
 
 
-def rival(setting: Setting) -> list[Plan]:
-    """The mean o-vector of another task."""
-    plans = []
-    for path in setting.rivals:
-        vectors, donors = read_vectors(path)
-        if len(vectors):
-            plans.append(setting.plan(vectors[-1:], [named("rival", donors[-1][1])]))
-    return plans
+def mean(material: Material, layer: int) -> list[Vector]:
+    """The mean over all donors of a source layer."""
+    return [Vector(material.donors.mean(layer), "mean", layer)]
+
+
+def rival(material: Material, layer: int) -> list[Vector]:
+    """The mean of another task's source layer of the same place: its commonest for our commonest."""
+    place = list(material.donors.flips).index(layer)
+    found = []
+    for path in material.rivals:
+        theirs = Donors(path)
+        layers = list(theirs.flips)
+        if layers:
+            source = layers[min(place, len(layers) - 1)]
+            found.append(Vector(theirs.mean(source), "rival", source))
+    return found

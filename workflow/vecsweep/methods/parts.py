@@ -5,42 +5,35 @@ import torch
 from vecsweep.engine.families import output_weight
 from vecsweep.engine.forward import first, hooks, last_token_states
 from vecsweep.engine.load import Engine
-from vecsweep.engine.plans import Plan, named
 from vecsweep.engine.sharded import gathered
-from vecsweep.methods.setting import Setting
+from vecsweep.methods.setting import Material, Vector
 from vecsweep.tasks.rows import kept_rows
 
 PARTS = (1, 10, 100)  # neurons or directions kept; the whole vector is the o-vector itself
 
 
-def largest(setting: Setting) -> list[Plan]:
-    """Plans with the K largest parts of a donor's o-vector, in two bases.
+def largest(material: Material, layer: int, donor: int) -> list[Vector]:
+    """The K largest parts of a donor's o-vector, in two bases.
 
     Neurons: the vector is a sum over the FFN's inner neurons (activation times output weights);
     kept are those with the largest share of its squared length. Directions: the singular
-    directions of all eligible o-vectors of the task, largest first. The mean of the donors has no
-    neurons: where it was chosen, the first donor is taken apart.
+    directions of all donors' o-vectors, largest first.
     """
-    index = next(
-        i for i in (setting.index, *range(len(setting.donors))) if setting.donors[i][0] is not None
-    )
-    (donor, layer), vector = setting.donors[index], setting.vectors[index]
-    rows = kept_rows(setting.prompts, ("abstractive",))
+    vector = dict(material.donors.of(layer))[donor]
+    rows = kept_rows(material.prompts, ("abstractive",))
     row = next(r for r in rows if r["prompt_id"] == donor)
     found = []
-    shares, constant = neuron_parts(setting.engine, layer, row["token_ids"])
+    shares, constant = neuron_parts(material.engine, layer, row["token_ids"])
     if shares is not None:
         order = (shares @ vector).argsort(descending=True)
         found += [
             (f"neurons_{word}", shares[order[:k]].sum(0) + constant)
             for k, word in counts(len(order))
         ]
-    for k, word in counts(len(setting.directions)):
-        basis = setting.directions[:k]
+    for k, word in counts(len(material.donors.directions)):
+        basis = material.donors.directions[:k]
         found.append((f"directions_{word}", vector @ basis.T @ basis))
-    return [
-        setting.plan(kept[None], [named(control, layer, donor=donor)]) for control, kept in found
-    ]
+    return [Vector(kept, method, layer, donor) for method, kept in found]
 
 
 def counts(size: int) -> list[tuple[int, int | str]]:

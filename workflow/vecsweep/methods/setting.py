@@ -1,81 +1,114 @@
-"""The setting that was chosen on dev, and what a method may make its vectors from."""
+"""What a method may make its vectors from: train prompts alone, and the model."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from vecsweep.engine.forward import last_token_states
 from vecsweep.engine.load import Engine
-from vecsweep.engine.plans import Plan, end_layer, plan
 from vecsweep.files import Tensors
+from vecsweep.tasks.rows import kept_rows
 
 
-def read_vectors(path) -> tuple[torch.Tensor, list[tuple]]:
-    """(o-vectors [n, d_model], [(donor's prompt_id, source layer), ...]) of stage ovectors.
+class Vector(NamedTuple):
+    """A vector [d_model] and what it is: its method, where it was cut, of which prompt."""
 
-    The last one is the mean of the donors, whose prompt_id is None.
-    """
-    file = Tensors(path)
-    return file["vectors"], [tuple(pair) for pair in json.loads(file.metadata["donors"])]
+    value: torch.Tensor
+    method: str
+    source_layer: int | None = None
+    donor: int | None = None
+    repeat: int | None = None
+
+    @property
+    def names(self) -> dict:
+        """Its columns in table `interventions`."""
+        names = ("method", "source_layer", "donor", "repeat")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
-class Setting:
-    """One task of a model at its chosen setting: edit layers start..end, in a mode, at a scale.
+class Donors:
+    """The file of stage ovectors: `vectors` [n, d_model] with their (prompt_id, layer).
 
-    `vectors` [n, d_model] and `donors` are those of stage ovectors, `index` the chosen one's place;
-    `own` are the task's kept novel prompts; `rivals` files of other tasks' vectors.
+    The mean of a layer's donors has the prompt_id None. `flips` lists all donors of each source
+    layer, the layer with most of them first.
     """
 
-    engine: Engine
-    own: list[dict]
-    prompts: Path
-    vectors: torch.Tensor
-    donors: list[tuple]
-    vectors_file: Path
-    rivals: list[Path]
-    settings: dict
-    index: int
-    start: int
-    end: int
-    mode: str
-    scale: float
+    path: Path
+    vectors: torch.Tensor = field(init=False)
+    names: list[tuple[int | None, int]] = field(init=False)
+    flips: dict[int, list[int]] = field(init=False)
 
-    @classmethod
-    def of(cls, chosen: dict, args, engine, own, vectors, donors) -> "Setting":
-        """From what `selection.choose` found and the stage's arguments."""
-        return cls(
-            engine, own, args.prompts, vectors, donors, args.vectors, args.rival, args.settings,
-            index=donors.index((chosen["donor"], chosen["source_layer"])),
-            start=chosen["start_layer"],
-            end=end_layer(args.settings, len(engine.blocks)),
-            mode=chosen["mode"],
-            scale=chosen["scale"],
-        )  # fmt: skip
+    def __post_init__(self):
+        file = Tensors(self.path)
+        self.vectors = file["vectors"]
+        self.names = [tuple(pair) for pair in json.loads(file.metadata["donors"])]
+        self.flips = {int(k): ids for k, ids in json.loads(file.metadata["flips"]).items()}
+
+    def of(self, layer: int) -> list[tuple[int, torch.Tensor]]:
+        """(prompt_id, vector) of the donors of a source layer, the one that is searched first."""
+        return [
+            (donor, vector)
+            for (donor, source), vector in zip(self.names, self.vectors)
+            if source == layer and donor is not None
+        ]
+
+    def mean(self, layer: int) -> torch.Tensor:
+        """The mean [d_model] over all donors of a source layer."""
+        return self.vectors[self.names.index((None, layer))]
 
     @property
-    def vector(self) -> torch.Tensor:
-        """The chosen o-vector [d_model]."""
-        return self.vectors[self.index]
-
-    @property
-    def layer(self) -> int:
-        """The source layer of the chosen vector."""
-        return self.donors[self.index][1]
-
-    @property
-    def seed(self) -> int:
-        return self.settings["seed"]
+    def used(self) -> set[int]:
+        """prompt_id of every prompt that any vector is made of."""
+        return {donor for donors in self.flips.values() for donor in donors}
 
     @cached_property
     def directions(self) -> torch.Tensor:
-        """Singular directions [k, d_model] of all eligible o-vectors of the task, largest first."""
-        return Tensors(self.vectors_file)["directions"]
+        """Singular directions [k, d_model] of all donors' vectors, largest first."""
+        return Tensors(self.path)["directions"]
 
-    def plan(self, vectors: torch.Tensor, names: list[dict], **changes) -> Plan:
-        """Vectors [n, d_model] at the chosen setting; `changes`: mode, end or scale."""
-        settings = self.settings | {"scales": [changes.get("scale", self.scale)]}
-        mode, end = changes.get("mode", self.mode), changes.get("end", self.end)
-        return plan(settings, mode, self.start, end, vectors, names)
+
+@dataclass
+class Material:
+    """One task of a model: its donors, its kept novel prompts `own`, files of other tasks' vectors."""
+
+    engine: Engine
+    prompts: Path
+    own: list[dict]
+    donors: Donors
+    rivals: list[Path]
+    settings: dict
+
+    @classmethod
+    def of(cls, args, engine, own, donors) -> "Material":
+        """From a stage's arguments."""
+        return cls(engine, args.prompts, own, donors, args.rival, args.settings)
+
+    @property
+    def seed(self) -> str:
+        """A seed of its own for every task."""
+        return f"{self.settings['seed']} {self.settings['task']}"
+
+    @cached_property
+    def _flip_states(self) -> tuple[list[int], list[dict[str, torch.Tensor]]]:
+        ids = sorted(self.donors.used)
+        found = []
+        for prompt_set in ("abstractive", "novel"):
+            rows = {r["prompt_id"]: r for r in kept_rows(self.prompts, (prompt_set,))}
+            groups = [[rows[number]["token_ids"]] for number in ids]
+            found.append(last_token_states(self.engine, groups))
+        return ids, found
+
+    def flip_states(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """States after a source layer's block, in its donors' abstractive and novel prompts.
+
+        Both [donors of the layer, d_model], at the last token, in float32.
+        """
+        ids, (abstractive, novel) = self._flip_states
+        rows = [ids.index(donor) for donor in self.donors.flips[layer]]
+        name = f"resid_post.{layer:02d}"
+        return abstractive[name][rows].float(), novel[name][rows].float()

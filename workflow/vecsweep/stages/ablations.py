@@ -94,7 +94,7 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
             "rank": rank,
             "correct": rank == 0,
         }
-        for (chosen, kind, step, removed), ranks, _ in decoded(readout, pieces())
+        for (chosen, kind, step, removed), ranks, _, _ in decoded(readout, pieces())
         for row, (_, rank) in zip(chosen, ranks)
     ]
 

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from vecsweep import Problem, tables
+from vecsweep.effects import effects
 from vecsweep.files import PACKAGE, replacing
 from vecsweep.layout import STAGES, Cell
 from vecsweep.statistics import (
-    BAND,
+    MACROS,
     SEED,
     band,
+    chance_among,
     crossover_row,
     curve_rows,
     resampled_means,
@@ -118,7 +120,18 @@ def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> N
             listed = ", ".join(f"'{text}'" for text in strings)
             statements = statements.replace(f"${name})", f"[{listed}]::VARCHAR[])")
             statements = statements.replace(f"${name},", f"[{listed}]::VARCHAR[],")
+        connection.execute(MACROS)
         connection.execute(statements)
+    add_chances(connection)
+
+
+def add_chances(connection) -> None:
+    """Fill table `chances`: the reciprocal place of the own answer if all answers came in any order."""
+    query = "SELECT DISTINCT accepted, others FROM interventions ORDER BY ALL"
+    pairs = connection.execute(query).fetchall()
+    rows = [[*pair, chance_among(*pair)] for pair in pairs]
+    if rows:
+        connection.executemany("INSERT INTO chances VALUES (?, ?, ?)", rows)
 
 
 def empty_table(stage: str, folder: str) -> str:
@@ -138,7 +151,7 @@ def add_runs(connection, results: Path, files: dict[str, list[str]]) -> None:
 
 
 def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
-    """Tables `curves`, `crossovers` and `effects`: means over prompts with bootstrap 95 % bands.
+    """Tables `curves`, `crossovers` and `effects`: means over prompts with 95 % bands.
 
     `curves`: mean reciprocal rank of argument and answer by layer. `crossovers`: the depth,
     (layer + 1) / layers, from which on the answer's mean reciprocal rank is the larger one.
@@ -152,11 +165,8 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
             drawn = resampled_means(values, resamples, seed)
             add(connection, "curves", pd.DataFrame(curve_rows(values, drawn, labels)))
             add(connection, "crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
-    add(connection, "effects", effect_frame([]))
-    query = "SELECT DISTINCT model, ovector_task FROM interventions ORDER BY ALL"
-    for model, task in connection.execute(query).fetchall():
-        found = effects(connection, model, task, resamples, seed)
-        add(connection, "effects", effect_frame(found))
+    for (model,) in connection.execute("SELECT model FROM models ORDER BY ALL").fetchall():
+        add(connection, "effects", effects(connection, model, resamples))
     connection.commit()
 
 
@@ -170,12 +180,14 @@ def add(connection, table: str, rows: pd.DataFrame) -> None:
 def subsets(connection, model: str, task: str, prompt_set: str):
     """(labels, reciprocal ranks [prompts, 2, layers]) of the subsets `all` and `correct`.
 
-    A subset without prompts is left out.
+    In-domain prompts alone, so that no quota of another group weighs in. A subset without prompts
+    is left out.
     """
     rows = connection.execute(
         """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
            FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
-           WHERE site = 'resid_post' AND model = ? AND task = ? AND prompt_set = ?
+           JOIN prompts USING (model, task, prompt_set, prompt_id)
+           WHERE site = 'resid_post' AND NOT out_of_domain AND model = ? AND task = ? AND prompt_set = ?
            ORDER BY target, layer, prompt_id""",
         [model, task, prompt_set],
     ).df()
@@ -188,74 +200,6 @@ def subsets(connection, model: str, task: str, prompt_set: str):
         ).sort_index(axis=1)
         labels = {"model": model, "task": task, "prompt_set": prompt_set, "subset": subset}
         yield labels, np.stack([wide["argument"].values, wide["answer"].values], axis=1)
-
-
-# What is averaged over the prompts of an intervention; each mean gets a band.
-MEASURES = (
-    "reciprocal_rank_before",
-    "reciprocal_rank_after",
-    "top_1_before",
-    "top_1",
-    "top_5",
-    "top_10",
-    "no_effect",
-    "argument_stays",
-    "other_answer",
-    "other",
-)
-SETTING = (
-    "model",
-    "ovector_task",
-    "task",
-    "domain",
-    "control",
-    "chosen",
-    "start_layer",
-    "end_layer",
-    "mode",
-)
-
-
-def effects(connection, model: str, ovector_task: str, resamples: int, seed: int) -> list[dict]:
-    """A row for each intervention with a task's vectors on test: means over prompts with bands.
-
-    Repeats of a control (random vectors, unrelated prompts) are averaged prompt by prompt first.
-    Rows with control `donor` are means over the other donors, with bands over donors.
-    """
-    listed = ", ".join((*SETTING, "scale"))
-    unit = "CASE WHEN control = 'donor' THEN donor ELSE prompt_id END"
-    averages = ", ".join(f"avg({measure}) AS {measure}" for measure in MEASURES)
-    rows = connection.execute(
-        f"""SELECT {listed}, {unit} AS unit, {averages}
-            FROM outcomes WHERE split = 'test' AND model = ? AND ovector_task = ?
-            GROUP BY ALL ORDER BY ALL""",
-        [model, ovector_task],
-    ).df()
-    table = []
-    for key, group in rows.groupby([*SETTING, "scale"], sort=True):
-        values = group[list(MEASURES)].to_numpy(float)
-        low, high = np.quantile(resampled_means(values, resamples, seed), BAND, axis=0)
-        row = dict(zip((*SETTING, "scale"), key)) | {"units": len(group)}
-        for k, measure in enumerate(MEASURES):
-            row |= {
-                measure: values[:, k].mean(),
-                f"{measure}_low": low[k],
-                f"{measure}_high": high[k],
-            }
-        table.append(row)
-    return table
-
-
-def effect_frame(rows: list[dict]):
-    """Rows of `effects` as a pandas frame whose columns have types, also without rows."""
-    columns = [*SETTING, "scale", "units"]
-    columns += [f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high")]
-    types = {c: "str" for c in SETTING if not c.endswith("layer")}
-    types |= {"units": "int32", "chosen": "bool"}
-    return pd.DataFrame(rows, columns=columns).astype(
-        types
-        | {c: "int32" if c.endswith("layer") else "float64" for c in columns if c not in types}
-    )
 
 
 def add_views(connection) -> None:
@@ -276,7 +220,7 @@ def add_views(connection) -> None:
 def add_bands(connection, resamples: int, only: tuple[str, ...] = ()) -> None:
     """What figures draw with a band: `layer_bands`, `part_bands`, `length_bands`.
 
-    Means over prompts of the views controls_by_layer, parts and word_lengths; the share of a part
+    Means over prompts of the views methods_by_layer, parts and word_lengths; the share of a part
     is of the whole vector's lift. `only` names some of these tables.
     """
     for query, table, keys, columns in BANDS:
@@ -317,9 +261,9 @@ def _length_band(group, resamples):
 # View or query, table, keys, columns of its bands after the number of prompts.
 BANDS = (
     (
-        "controls_by_layer",
+        "methods_by_layer",
         "layer_bands",
-        ["model", "task", "control", "start_layer"],
+        ["model", "task", "method", "start_layer"],
         ["prompts", "after", "low", "high", "before"],
     ),
     (

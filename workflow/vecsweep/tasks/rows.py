@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 
+import torch
+
 from vecsweep.files import read_table
 
 PROMPT_SETS = ("abstractive", "extractive", "novel")
@@ -35,15 +37,30 @@ def token_hash(rows: list[dict]) -> str:
     return hashlib.sha256(json.dumps([r["token_ids"] for r in rows]).encode()).hexdigest()
 
 
-def in_domain(rows: list[dict], donors: list, split: str) -> list[dict]:
-    """In-domain prompts of one half; a donor's own argument is in neither."""
-    ids = {donor for donor, _ in donors}
-    taken = {row["argument"] for row in rows if row["prompt_id"] in ids}
+def in_domain(rows: list[dict], split: str) -> list[dict]:
+    """The in-domain prompts of a split."""
+    return [row for row in rows if row["split"] == split and not row["out_of_domain"]]
+
+
+def unseen(rows: list[dict], own: list[dict], used: set[int]) -> list[dict]:
+    """Prompts without an argument or an answer of the prompts `used` of a task's rows `own`.
+
+    What vectors are made of is in none of the prompts that they are judged by. Answers are
+    compared by their first tokens: that is what a vector can promote.
+    """
+    made_of = [row for row in own if row["prompt_id"] in used]
+    arguments = {row["argument"] for row in made_of}
+    answers = {token for row in made_of for token in row["answer_tokens"]}
     return [
         row
         for row in rows
-        if row["split"] == split and not row["out_of_domain"] and row["argument"] not in taken
+        if row["argument"] not in arguments and answers.isdisjoint(row["answer_tokens"])
     ]
+
+
+def all_answers(rows: list[dict]) -> torch.Tensor:
+    """The first tokens of all answers of a task's prompts, [T]."""
+    return torch.tensor(sorted({token for row in rows for token in row["answer_tokens"]}))
 
 
 def capped(rows: list, count: int | None, seed: int) -> list:

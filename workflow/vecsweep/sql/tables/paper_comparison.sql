@@ -1,59 +1,74 @@
 -- Every number of the paper's sections on o-vectors, stages, interventions and ablations beside
 -- this sweep's: a row each number and each of our models; our value is null where the sweep does
 -- not have it. The paper's ranks come from the mean reciprocal rank (rank = 1 / mean), so do ours.
--- Where the paper says yes (1) or no (0), or gives an order, so does our value.
+-- Where the paper says yes (1) or no (0), or gives an order, so does our value: only with enough
+-- prompts, and where the interval of the number behind it does not hold both; else it is null, and the
+-- note says so.
 WITH results AS (
-    SELECT c.source_layer, c.task AS asked, e.*
-    FROM effects AS e
-    JOIN chosen AS c ON (e.model, e.ovector_task) = (c.model, c.task)
-    WHERE e.chosen AND control = 'o-vector'
+    SELECT ovector_task AS asked, *,
+           if(start_layer = end_layer, format('{} at layer {}', mode, start_layer),
+              format('{} over layers {}-{}', mode, start_layer, end_layer)) AS setting
+    FROM effects
+    WHERE method = 'o-vector'
 ),
 -- The settings, and what the interventions did.
 of_settings AS (
     SELECT model, task, 'in' AS domain, prompts, quantity, value, NULL AS low, NULL AS high,
            format('depth {:.2f}', (value + 1) / layers) AS note
-    FROM (UNPIVOT (SELECT model, asked AS task, units AS prompts, source_layer::DOUBLE AS "source layer",
+    FROM (UNPIVOT (SELECT model, asked AS task, prompts, source_layer::DOUBLE AS "source layer",
                           start_layer::DOUBLE AS "start layer", end_layer::DOUBLE AS "end layer"
                    FROM results WHERE domain = 'in')
           ON "source layer", "start layer", "end layer" INTO NAME quantity VALUE value)
     JOIN models USING (model)
 ),
 of_ranks AS (
-    SELECT model, asked AS task, domain, units AS prompts,
+    SELECT model, asked AS task, domain, prompts,
            unnest(['rank before', 'rank after', 'top-1 share', 'no-effect share',
                    'reciprocal rank rises']) AS quantity,
            unnest([1 / reciprocal_rank_before, 1 / reciprocal_rank_after, top_1, no_effect,
-                   (reciprocal_rank_after > reciprocal_rank_before)::INT]) AS value,
+                   yes(prompts, rise_low, rise_high, 0)]) AS value,
            unnest([1 / reciprocal_rank_before_high, 1 / reciprocal_rank_after_high, top_1_low,
-                   no_effect_low, NULL]) AS low,
+                   no_effect_low, rise_low]) AS low,
            unnest([1 / reciprocal_rank_before_low, 1 / reciprocal_rank_after_low, top_1_high,
-                   no_effect_high, NULL]) AS high,
-           unnest(['1 / mean reciprocal rank', '1 / mean reciprocal rank', '', '',
-                   format('mean {:.3f} -> {:.3f}', reciprocal_rank_before, reciprocal_rank_after)
-                  ]) AS note
+                   no_effect_high, rise_high]) AS high,
+           unnest(['1 / mean reciprocal rank', '1 / mean reciprocal rank; ' || setting, setting,
+                   format('of the {:.0f} prompts whose argument was on top before',
+                          prompts * argument_before),
+                   format('mean {:.3f} -> {:.3f}; interval: of the rise; ',
+                          reciprocal_rank_before, reciprocal_rank_after) || undecided(
+                          prompts, rise_low, rise_high, 0)]) AS note
     FROM results
 ),
 -- The X: the answer overtakes for good an argument that had formed.
 crossed AS (SELECT * FROM crossings),
 of_stages AS (
     SELECT model, task, 'in' AS domain, prompts, 'depth of the crossover' AS quantity,
-           if(has_formed(formed), depth, NULL) AS value, if(has_formed(formed), low, NULL) AS low,
-           if(has_formed(formed), high, NULL) AS high,
-           if(has_formed(formed), '', 'no argument formed before an overtaking answer') AS note
+           if(formed_low >= formed_at(), depth, NULL) AS value,
+           if(formed_low >= formed_at(), low, NULL) AS low,
+           if(formed_low >= formed_at(), high, NULL) AS high,
+           if(formed_low >= formed_at(),
+              format('no crossover in {:.0f} % of the resamples', 100 * uncrossed),
+              'no argument formed for sure before an overtaking answer') AS note
     FROM crossed WHERE prompt_set = 'abstractive'
     UNION ALL
+    -- Without a crossover nothing formed before it.
     SELECT model, task, 'in', prompts, 'X, ' || prompt_set || ' prompts',
-           (has_formed(coalesce(formed, 0)))::INT, NULL, NULL,
-           'mean reciprocal rank of the argument before the crossover '
+           yes(prompts, coalesce(formed_low, 0), coalesce(formed_high, 0), formed_at()),
+           formed_low, formed_high,
+           'argument before the crossover '
                || coalesce(format('{:.2f}', formed), '(no crossover)')
+               || format('; interval: of it; yes from {:.1f} on; ', formed_at())
+               || undecided(prompts, coalesce(formed_low, 0), coalesce(formed_high, 0), formed_at())
     FROM crossed
 ),
 -- Errors and tokenization: the mean over the tasks, each with one voice.
 of_errors AS (
     SELECT model, 'all' AS task, 'in' AS domain, prompts, quantity,
-           rank() OVER (PARTITION BY model ORDER BY share DESC) AS value, NULL AS low, NULL AS high,
-           format('share of all prompts {:.2f}, mean of {} tasks', share, tasks) AS note
-    FROM (UNPIVOT (SELECT model, sum(units)::BIGINT AS prompts, count(*) AS tasks,
+           if(enough(prompts), rank() OVER (PARTITION BY model ORDER BY share DESC), NULL) AS value,
+           wilson_low(share, prompts) AS low, wilson_high(share, prompts) AS high,
+           format('share of all prompts {:.2f}, mean of {} tasks; interval: of the share', share, tasks)
+               AS note
+    FROM (UNPIVOT (SELECT model, sum(prompts)::BIGINT AS prompts, count(*) AS tasks,
                           avg(argument_stays) AS "place among errors: argument stays",
                           avg(other_answer) AS "place among errors: other answer",
                           avg(other) AS "place among errors: other"
@@ -61,29 +76,32 @@ of_errors AS (
           ON COLUMNS('place') INTO NAME quantity VALUE share)
 ),
 of_letters AS (
-    SELECT o.model, reciprocal_rank_after, answer_length > 1 AS several,
-           first_token_letters = 1 AS one_letter
+    SELECT o.model, reciprocal_rank_after AS after,
+           unnest(['answers of several tokens are worse', 'one-letter first tokens are worse'])
+               AS quantity,
+           unnest([answer_length > 1, first_token_letters = 1]) AS these
     FROM outcomes AS o
     JOIN prompts AS p
         ON (o.model, o.task, o.prompt_id, 'novel') = (p.model, p.task, p.prompt_id, p.prompt_set)
-    WHERE chosen AND control = 'o-vector' AND domain = 'in'
+    WHERE method = 'o-vector' AND o.split = 'test' AND domain = 'in'
 ),
 of_tokens AS (
-    SELECT model, 'all' AS task, 'in' AS domain, prompts, quantity,
-           (these < others)::INT AS value, NULL AS low, NULL AS high,
-           format('mean reciprocal rank after {:.3f} against {:.3f}', these, others) AS note
+    SELECT model, 'all' AS task, 'in' AS domain, least(n, others) AS prompts, quantity,
+           yes(prompts, low, high, 0) AS value, low, high,
+           format('mean reciprocal rank after {:.3f} ({}) against {:.3f} ({}); interval: of others minus '
+                  || 'these; ', mean, n, mean + gap, others) || undecided(prompts, low, high, 0) AS note
     FROM (
-        SELECT model, count(*) AS prompts, 'answers of several tokens are worse' AS quantity,
-               avg(reciprocal_rank_after) FILTER (several) AS these,
-               avg(reciprocal_rank_after) FILTER (NOT several) AS others
-        FROM of_letters GROUP BY model
-        UNION ALL
-        SELECT model, count(*), 'one-letter first tokens are worse',
-               avg(reciprocal_rank_after) FILTER (one_letter),
-               avg(reciprocal_rank_after) FILTER (NOT one_letter)
-        FROM of_letters GROUP BY model
+        SELECT *, gap - 1.96 * error AS low, gap + 1.96 * error AS high
+        FROM (
+            SELECT model, quantity, count(*) FILTER (these) AS n, count(*) FILTER (NOT these) AS others,
+                   avg(after) FILTER (these) AS mean,
+                   avg(after) FILTER (NOT these) - avg(after) FILTER (these) AS gap,
+                   sqrt(var_samp(after) FILTER (these) / n + var_samp(after) FILTER (NOT these) / others)
+                       AS error
+            FROM of_letters GROUP BY model, quantity
+        )
     )
-    WHERE these IS NOT NULL AND others IS NOT NULL
+    WHERE n > 1 AND others > 1
 ),
 -- Two sixths of the layers, from the top down: 24 of BLOOM's 70. Intervals of changes: paired, normal.
 removed AS (
@@ -98,13 +116,16 @@ removed AS (
 of_ablations AS (
     SELECT model, task, 'in' AS domain, count(*) AS prompts,
            unnest(['accuracy change, ' || prompt_set, 'accuracy left, ' || prompt_set]) AS quantity,
-           unnest([avg(change), avg(correct)]) AS value,
+           unnest([if(too_few(count(*) FILTER (correct - change = 1)), NULL, avg(change)),
+                   avg(correct)]) AS value,
            unnest([avg(change) - 1.96 * stddev_samp(change) / sqrt(count(*)),
                    wilson_low(avg(correct), count(*))]) AS low,
            unnest([avg(change) + 1.96 * stddev_samp(change) / sqrt(count(*)),
                    wilson_high(avg(correct), count(*))]) AS high,
-           format('{} FFNs removed; accuracy {:.2f} before, {:.2f} after',
-                  any_value(removed_layers), avg(correct) - avg(change), avg(correct)) AS note
+           format('{} FFNs removed; accuracy {:.2f} before, {:.2f} after{}',
+                  any_value(removed_layers), avg(correct) - avg(change), avg(correct),
+                  if(too_few(count(*) FILTER (correct - change = 1)),
+                     '; too few right answers to lose', '')) AS note
     FROM removed
     GROUP BY model, task, prompt_set
 ),

@@ -1,4 +1,4 @@
--- The chosen o-vector by the number of tokens of argument and answer, and by the letters of the
+-- The o-vector by the number of tokens of argument and answer, and by the letters of the
 -- answer's first token (paper, Appendix E); 6 stands for six letters or more.
 SELECT o.model, o.ovector_task AS task, domain, argument_length, answer_length,
        least(first_token_letters, 6) AS first_token_letters,
@@ -9,6 +9,6 @@ SELECT o.model, o.ovector_task AS task, domain, argument_length, answer_length,
 FROM outcomes AS o
 JOIN prompts AS p
     ON (o.model, o.task, o.prompt_id, 'novel') = (p.model, p.task, p.prompt_id, p.prompt_set)
-WHERE chosen AND control = 'o-vector'
+WHERE o.split = 'test' AND method = 'o-vector'
 GROUP BY ALL
 ORDER BY ALL

@@ -1,2 +1,2 @@
--- The chosen o-vector on test: a row of `effects` for each model, task and domain.
-SELECT * FROM effects WHERE chosen AND control = 'o-vector'
+-- The o-vector on test: a row of `effects` for each model, task and domain.
+SELECT * FROM effects WHERE method = 'o-vector'

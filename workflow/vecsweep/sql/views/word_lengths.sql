@@ -1,4 +1,4 @@
--- Each test prompt under the chosen o-vector, with the tokens of its words and the letters of the
+-- Each test prompt under the o-vector, with the tokens of its words and the letters of the
 -- answer's first token; 6 stands for six or more.
 SELECT o.model, o.ovector_task AS task,
        least(argument_length, 6) AS argument_length,
@@ -8,5 +8,5 @@ SELECT o.model, o.ovector_task AS task,
 FROM outcomes AS o
 JOIN prompts AS p
     ON (o.model, o.task, o.prompt_id, 'novel') = (p.model, p.task, p.prompt_id, p.prompt_set)
-WHERE chosen AND control = 'o-vector' AND domain = 'in'
+WHERE o.split = 'test' AND method = 'o-vector' AND domain = 'in'
 ORDER BY o.model, o.ovector_task, o.prompt_id

@@ -1,0 +1,219 @@
+"""Figures of the vector methods side by side, and of the o-vector's parts."""
+
+import textwrap
+
+from vecsweep.figures.drawing import (
+    ANSWER,
+    APPLIED,
+    GREY,
+    NO_TASK,
+    NO_VECTOR,
+    OCHRE,
+    PURPLE,
+    by_cell,
+    grid,
+    injected_tasks,
+    legend,
+    line_key,
+    models_of,
+    note,
+    nothing,
+    say_empty,
+)
+
+# Labels and colours of what was put in: vectors of the task's donors, rivals that may well know the
+# answer, and controls that must not.
+OWN, RIVALS, CONTROLS = (ANSWER, "o-vectors of the task"), (PURPLE, "rivals"), (GREY, "controls")
+METHODS = {
+    "o-vector": ("o-vector, one donor", OWN),
+    "mean": ("mean of the layer's donors", OWN),
+    "donor": ("its other donors", OWN),
+    "difference": ("difference of means", RIVALS),
+    "neurons_1": ("the donor's largest neuron", RIVALS),
+    "rival": ("another task's mean", RIVALS),
+    "unrelated": ("FFN on random words", CONTROLS),
+    "zero": ("zero (FFNs dropped)", CONTROLS),
+    "random": ("random, same norm", CONTROLS),
+}
+BY_LAYER = {
+    "o-vector": {"color": ANSWER, "linestyle": "-", "linewidth": 1.8},
+    "mean": {"color": ANSWER, "linestyle": (0, (1, 1)), "linewidth": 1.8},
+    "difference": {"color": PURPLE, "linestyle": "-"},
+    "rival": {"color": OCHRE, "linestyle": (0, (5, 1.5))},
+    "unrelated": {"color": APPLIED, "linestyle": (0, (3, 1, 1, 1))},
+    "zero": {"color": "#222222", "linestyle": (0, (1, 1))},
+    "random": {"color": "#8A8A8A", "linestyle": "-"},
+}
+BASES = {
+    "neurons": ("neurons of the FFN", {"color": PURPLE, "marker": "o"}),
+    "directions": ("directions over donors", {"color": APPLIED, "marker": "s"}),
+}
+KEPT = ("1", "10", "100", "all")
+
+
+def methods(connection):
+    """Every method at its own best setting, on the same test prompts: models x tasks."""
+    found = compared(connection, "reciprocal_rank_after")
+    if isinstance(found, str):
+        return nothing(found)
+    figure, panels, cells, shown = found
+    for cell, panel in panels.items():
+        if cell not in cells:
+            continue
+        rows = {row["method"]: row for row in cells[cell]}
+        before = next(iter(rows.values()))["reciprocal_rank_before"]
+        panel.axvline(before, color="black", linewidth=0.8, linestyle="--", zorder=1)
+        for y, name in enumerate(shown):
+            # Marked: differs from the o-vector, all methods and tasks of the model accounted for.
+            if name in rows and name != "o-vector" and rows[name]["p_holm"] < 0.05:
+                edge = rows[name]["reciprocal_rank_after_high"]
+                panel.annotate("*", (edge, y), (3, -5), textcoords="offset points", fontsize=9)
+    figure.supxlabel("Mean reciprocal rank of the answer after, in-domain test prompts")
+    keys = [line_key("before", "--", "black", linewidth=0.8)]
+    star = {"marker": "$*$", "markersize": 5}
+    keys += [line_key("differs from the o-vector (Holm)", "none", "black", **star)]
+    legend(figure, [*method_keys(), *keys])
+    return figure
+
+
+def others_answers(connection):
+    """The own answer's place among all answers of the task, under every method: models x tasks."""
+    found = compared(connection, "among_after")
+    if isinstance(found, str):
+        return nothing(found)
+    figure, panels, cells, shown = found
+    for cell, panel in panels.items():
+        if cell not in cells:
+            continue
+        rows = {row["method"]: row for row in cells[cell]}
+        first = next(iter(rows.values()))
+        panel.axvline(first["among_before"], color="black", linewidth=0.8, linestyle="--", zorder=1)
+        panel.axvline(first["among_chance"], color="black", linewidth=0.8, linestyle=":", zorder=1)
+        for y, name in enumerate(shown):
+            if name in rows and rows[name]["transfer"] in ("argument", "class"):
+                look = {"fontsize": 6, "va": "center", "ha": "right", "color": "#333333"}
+                place = panel.get_yaxis_transform()
+                panel.text(1.0, y - 0.32, rows[name]["transfer"], transform=place, **look)
+    figure.supxlabel("Mean reciprocal place of the own answer among all answers of the task, after")
+    keys = [line_key("before", "--", "black", linewidth=0.8)]
+    keys += [line_key("chance", ":", "black", linewidth=0.8)]
+    legend(figure, [*method_keys(), *keys])
+    return figure
+
+
+def compared(connection, measure: str):
+    """(figure, panels, rows of `methods` by cell, shown methods) with a measure's intervals drawn.
+
+    A text instead where there is nothing to draw.
+    """
+    models, tasks = models_of(connection), injected_tasks(connection)
+    if not tasks:
+        return NO_TASK
+    cells = by_cell(connection, "SELECT * FROM methods WHERE domain = 'in'")
+    present = {row["method"] for rows in cells.values() for row in rows}
+    shown = [name for name in METHODS if name in present] or ["o-vector"]
+    figure, panels = grid(models, tasks, 2.1, 0.35 + 0.17 * max(len(shown), 6))
+    most = max((r[f"{measure}_high"] for c in cells.values() for r in c), default=1)
+    axes = figure.axes[0]
+    axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) - 0.4, -0.6))
+    axes.set_yticks(range(len(shown)), [METHODS[name][0] for name in shown])
+    for cell, panel in panels.items():
+        panel.tick_params(axis="y", length=0)
+        if cell not in cells:
+            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
+            continue
+        rows = {row["method"]: row for row in cells[cell]}
+        for y, name in enumerate(shown):
+            if name in rows:
+                row, colour = rows[name], METHODS[name][1][0]
+                ends = row[f"{measure}_low"], row[f"{measure}_high"]
+                panel.hlines(y, *ends, color=colour, linewidth=1.1)
+                panel.plot(row[measure], y, color=colour, marker="o", markersize=4)
+        note(panel, f"n = {cells[cell][0]['prompts']}", 0.98, 0.03)
+    return figure, panels, cells, shown
+
+
+def method_keys() -> list:
+    return [
+        line_key(text, "-", colour, marker="o", markersize=4)
+        for colour, text in (OWN, RIVALS, CONTROLS)
+    ]
+
+
+def methods_by_layer(connection):
+    """Every method from every start layer, at the best of its other settings: models x tasks."""
+    models, tasks = models_of(connection), injected_tasks(connection)
+    if not tasks:
+        return nothing(NO_TASK)
+    cells = by_cell(connection, "FROM layer_bands ORDER BY ALL")
+    chosen = by_cell(connection, "SELECT * FROM chosen WHERE method = 'o-vector'")
+    figure, panels = grid(models, tasks, 2.3, 1.6, share=False)
+    highest = max((row["high"] for rows in cells.values() for row in rows), default=1)
+    for cell, panel in panels.items():
+        if cell not in cells:
+            panel.set(xticks=[], yticks=[])
+            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
+            continue
+        rows = cells[cell]
+        for name, look in BY_LAYER.items():
+            some = [row for row in rows if row["method"] == name]
+            layers, mean, low, high = (
+                [row[key] for row in some] for key in ("start_layer", "after", "low", "high")
+            )
+            if name in ("o-vector", "difference"):  # seven bands would hide one another
+                panel.fill_between(layers, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            panel.plot(layers, mean, label=name, **look)
+        panel.axhline(rows[0]["before"], color="black", linewidth=0.8, linestyle="--", zorder=1)
+        for best in chosen.get(cell, []):
+            panel.axvline(best["start_layer"], color=OCHRE, alpha=0.3, linewidth=4, zorder=0)
+        panel.locator_params(axis="x", integer=True)
+        panel.set_ylim(0, min(1.02, 1.1 * highest))
+        note(panel, f"n = {rows[0]['prompts']}")
+    figure.supxlabel("Start layer: the first layer whose FFN is edited")
+    figure.supylabel("Mean reciprocal rank of the answer, dev")
+    keys = [line_key(METHODS[name][0], **look) for name, look in BY_LAYER.items()]
+    keys += [line_key("before", "--", "black", linewidth=0.8)]
+    keys += [line_key("the o-vector's chosen start layer", "-", OCHRE, alpha=0.3, linewidth=4)]
+    legend(figure, keys)
+    return figure
+
+
+def parts(connection):
+    """Share of the o-vector's effect that its largest parts keep, in two bases: models x tasks."""
+    models, tasks = models_of(connection), injected_tasks(connection)
+    if not tasks:
+        return nothing(NO_TASK)
+    cells = by_cell(connection, "FROM part_bands")
+    figure, panels = grid(models, tasks)
+    means = [0, 1]
+    for cell, panel in panels.items():
+        if cell not in cells:
+            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
+            continue
+        rows = cells[cell]
+        panel.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+        panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        found = {(row["basis"], row["k"]): row for row in rows}
+        whole = found["directions", "all"]
+        if whole["whole_low"] <= 0:
+            say_empty(panel, None, "no effect of the\nwhole vector to keep")
+            continue
+        for shift, (basis, (_, look)) in zip((-0.08, 0.08), BASES.items()):
+            some = {k: found[basis, k] for k in KEPT if (basis, k) in found}
+            x = [KEPT.index(k) + shift for k in some]
+            panel.plot(x, [row["share"] for row in some.values()], markersize=4, **look)
+            for at, row in zip(x, some.values()):
+                panel.vlines(at, row["low"], row["high"], color=look["color"], linewidth=0.9)
+                means.append(row["share"])
+        note(panel, f"n = {whole['prompts']}", 0.98, 0.03)
+    # Intervals of ratios are wide where the effect is small: the means set the axis.
+    axes = figure.axes[0]
+    axes.set(xlim=(-0.4, 3.4), ylim=(max(-1.5, min(means)) - 0.4, min(3, max(means)) + 0.5))
+    axes.set_xticks(range(len(KEPT)), KEPT)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    figure.supxlabel("Largest parts of the o-vector that are kept")
+    figure.supylabel("Share of the lift that stays")
+    keys = [line_key(label, "-", markersize=4, **look) for label, look in BASES.values()]
+    keys += [line_key("the whole vector", "--"), line_key("95 % interval", "-", linewidth=0.9)]
+    legend(figure, keys)
+    return figure

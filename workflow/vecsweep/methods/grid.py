@@ -1,0 +1,71 @@
+"""The grid that every method searches, and its best setting."""
+
+import torch
+
+from vecsweep.engine.plans import Plan, end_layer
+from vecsweep.methods import METHODS, Vector
+
+SETTING = ("source_layer", "start_layer", "end_layer", "mode", "scale")
+
+
+def start_layers(settings: dict, layers: int) -> list[int]:
+    """The first edited layers to try: as many as the settings say, spread evenly; None: all."""
+    end = end_layer(settings, layers)
+    count = settings["start_layers"] or end + 1
+    if count > end:
+        return list(range(end + 1))
+    return sorted({round(i * end / max(1, count - 1)) for i in range(count)})
+
+
+def search_plans(
+    vectors: list[Vector], settings: dict, first: int, last: int, layers: int
+) -> list[Plan]:
+    """Every candidate at every setting whose start layer is in first..last."""
+    end = end_layer(settings, layers)
+    plans = []
+    for start in start_layers(settings, layers):
+        if not first <= start <= last:
+            continue
+        # An edit of the last layer alone is a range too.
+        ends = {end if extent == "range" else start for extent in settings["extents"]}
+        for stop in sorted(ends, reverse=True):
+            for mode in settings["modes"]:
+                able = [v for v in vectors if mode in METHODS[v.method].modes]
+                plans += plan(able, settings, start, stop, mode, settings["scales"])
+    return plans
+
+
+def plan(vectors: list[Vector], settings: dict, start: int, end: int, mode, scales) -> list[Plan]:
+    """One plan with each vector at each scale, none if there are none."""
+    pairs = [
+        (vector, scale)
+        for vector in vectors
+        for scale in (scales if vector.value.any() else [1.0])  # zero has no scale
+    ]
+    if not pairs:
+        return []
+    values = torch.stack([scale * vector.value for vector, scale in pairs])
+    labels = [vector.names | {"scale": scale} for vector, scale in pairs]
+    return [Plan(start, end, mode, settings["position"], values, labels)]
+
+
+def best_settings(search: list[dict]) -> dict[str, dict]:
+    """Method -> its setting with the largest mean reciprocal rank of the answer on dev.
+
+    Ties: the lowest start layer, then the lowest source layer, the longest range, replace, the
+    smallest scale.
+    """
+    cells: dict[tuple, list] = {}
+    for row in search:
+        key = (row["method"], *(row[name] for name in SETTING))
+        cells.setdefault(key, []).append(1 / (1 + row["answer_rank_after"]))
+
+    def order(key):
+        _, source, start, end, mode, scale = key
+        mean = sum(cells[key]) / len(cells[key])
+        return -mean, start, -1 if source is None else source, -end, mode != "replace", scale
+
+    found: dict[str, dict] = {}
+    for key in sorted(cells, key=order):
+        found.setdefault(key[0], dict(zip(SETTING, key[1:])))
+    return {name: found[name] for name in METHODS if name in found}
