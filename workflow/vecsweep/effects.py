@@ -40,7 +40,7 @@ def effects(connection, model: str, resamples: int) -> pd.DataFrame:
                ORDER BY method, vector, prompt_id""",
             [model, ovector_task, task, domain],
         ).df()
-        methods = {name: group for name, group in rows.groupby("method", sort=True)}
+        methods = dict(iter(rows.groupby("method", sort=True)))
         reference = matrix(methods["o-vector"], AFTER) if "o-vector" in methods else None
         found += [row(group, reference, resamples) for group in methods.values()]
     return frame(corrected(found))

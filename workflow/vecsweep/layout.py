@@ -208,6 +208,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=("ablations.twins", "ablations.max_prompts", "prompts.seed"),
         tasks="ablations.tasks",
+        version=2,
         **LONG,
     ),
 )

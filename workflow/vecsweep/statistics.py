@@ -7,7 +7,7 @@ Wilson's interval of their mean, which is the widest that such values can have.
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def holm(values) -> list[float]:
     return found.tolist()
 
 
-@lru_cache(maxsize=None)
+@cache
 def chance_among(accepted: int, others: int) -> float:
     """Expected 1 / (1 + place) of the best of `accepted` answers among `others`, in random order.
 

@@ -142,8 +142,9 @@ def curves_of(connection, prompt_set: str) -> dict:
 
 def crossings_of(connection) -> dict:
     """{(model, task): row of `crossings`} where an argument that had formed is overtaken."""
-    query = """FROM crossings
-               WHERE prompt_set = 'abstractive' AND has_formed(formed) AND low IS NOT NULL
+    query = """SELECT * REPLACE (coalesce(low, 0) AS low, coalesce(high, 1) AS high)
+               FROM crossings
+               WHERE prompt_set = 'abstractive' AND has_formed(formed)
                ORDER BY parameters, model, task"""
     return {(row["model"], row["task"]): row for row in records(connection, query)}
 

@@ -91,9 +91,9 @@ def others_answers(connection):
         panel.axvline(first["among_chance"], color="black", linewidth=0.8, linestyle=":", zorder=1)
         for y, name in enumerate(shown):
             if name in rows and rows[name]["transfer"] in ("argument", "class"):
-                look = {"fontsize": 6, "va": "center", "ha": "right", "color": "#333333"}
+                look = {"fontsize": 6.5, "va": "center", "color": METHODS[name][1][0]}
                 place = panel.get_yaxis_transform()
-                panel.text(1.0, y - 0.32, rows[name]["transfer"], transform=place, **look)
+                panel.text(1.01, y, rows[name]["transfer"], transform=place, **look)
     figure.supxlabel("Mean reciprocal place of the own answer among all answers of the task, after")
     keys = [line_key("before", "--", "black", linewidth=0.8)]
     keys += [line_key("chance", ":", "black", linewidth=0.8)]

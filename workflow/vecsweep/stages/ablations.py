@@ -100,13 +100,19 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
 
 
 def mean_updates(engine, rows: list[dict]) -> dict:
-    """layer -> FFN update [1, d_model] averaged over all tokens of all prompts of both sets."""
+    """layer -> FFN update [1, d_model], the mean over all tokens but the first of all prompts.
+
+    The first token gathers attention that goes nowhere; its updates are up to a hundred times as
+    long as the others', and the mean over all would be theirs.
+    """
     sums: dict[int, torch.Tensor] = {}
     count = 0
 
     def add(layer):
         def hook(module, args, output):
-            total = first(output).float().flatten(0, -2).sum(0, keepdim=True).cpu()
+            # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
+            update = first(output).float().view(*engine.shape, -1)[:, 1:]
+            total = update.flatten(0, 1).sum(0, keepdim=True).cpu()
             sums[layer] = sums.get(layer, 0) + total
 
         return hook
@@ -120,5 +126,5 @@ def mean_updates(engine, rows: list[dict]) -> dict:
         for batch in equal_length_batches([len(p) for p in prompts], engine.batch_tokens):
             ids = torch.tensor([prompts[i] for i in batch], device=engine.device)
             run_decoder(engine, ids)
-            count += ids.numel()
+            count += ids[:, 1:].numel()
     return {layer: total / count for layer, total in sums.items()}
