@@ -18,11 +18,11 @@ def kept_rows(path, prompt_sets) -> list[dict]:
 
 
 def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:
-    """Token ids of consecutive prompts with the same set and demonstrations: a shared beginning."""
+    """Token ids of consecutive prompts of one set, template and demonstrations: a shared beginning."""
     groups: dict[tuple, list] = {}
     order = []
     for row in rows:
-        key = (row["prompt_set"], row["demonstrations"])
+        key = (row["prompt_set"], row["template"], row["demonstrations"])
         if not order or order[-1] != key:
             order.append(key)
             groups[(len(order), *key)] = []
@@ -36,7 +36,7 @@ def token_hash(rows: list[dict]) -> str:
 
 
 def in_domain(rows: list[dict], donors: list, split: str) -> list[dict]:
-    """In-domain prompts of one half; a donor's own argument is in neither."""
+    """In-domain prompts of one split; a donor's own argument is in none."""
     ids = {donor for donor, _ in donors}
     taken = {row["argument"] for row in rows if row["prompt_id"] in ids}
     return [
