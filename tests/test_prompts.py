@@ -18,10 +18,15 @@ PACKAGED = REPO / "workflow" / "vecsweep" / "tasks"
 TOKENIZER = tiny.tokenizer()
 
 
+def chosen(task, row, number=1, seed=0):
+    """The demonstrations of a row."""
+    return tasks.choose_demonstrations(tasks.demonstration_pool(task, seed), row, number)
+
+
 def texts(task, argument, demonstrations=1, seed=0):
     """The abstractive and the extractive prompt of an argument."""
     row = next(r for r in task.rows if r["argument"] == argument)
-    shown = tasks.choose_demonstrations(task, row, demonstrations, seed)
+    shown = chosen(task, row, demonstrations, seed)
     return tasks.abstractive_prompt(task, row, shown), tasks.extractive_prompt(task, row, shown)
 
 
@@ -58,7 +63,7 @@ def test_colored_objects_and_their_copying_twin():
     task = tasks.load(PACKAGED / "colored_objects.yaml")
     assert len(task.rows) == 200
     for row in task.rows[:20]:
-        shown = tasks.choose_demonstrations(task, row, 1, 0)
+        shown = chosen(task, row)
         abstractive = tasks.abstractive_prompt(task, row, shown)
         extractive = tasks.extractive_prompt(task, row, shown)
         (answer,) = row["answers"]
@@ -86,7 +91,7 @@ def test_colored_objects_as_the_paper_prints_them(tmp_path):
     path = tiny.write_task(
         tmp_path,
         "colors",
-        template="Q: {scene} What color is the {object}?\nA: {answer}",
+        templates=["Q: {scene} What color is the {object}?\nA: {answer}"],
         demonstrations=["silver"],
         extractive={"answer": "{argument}"},
     )
@@ -220,7 +225,8 @@ def test_copying_twin_keeps_its_shared_token(tmp_path):
 
 
 def test_too_long_for_the_context(tmp_path):
-    task = write(tmp_path, {"Poland": "Warsaw", "Abu Simbel in Egypt": "Cairo", "Peru": "Lima"})
+    pairs = {"Poland": "Warsaw", "Abu Simbel in Egypt": "Cairo", "Peru": "Lima"}
+    task = write(tmp_path, pairs, demonstrations=["Peru", "Poland"])
     lengths = {
         row["argument"]: len(row["token_ids"])
         for row in by_set(build(task, TOKENIZER, SETTINGS), "extractive")
@@ -262,7 +268,7 @@ def test_cap_is_seeded_and_said(tmp_path):
 def test_demonstrations(tmp_path, number, named):
     task = tasks.load(tiny.write_task(tmp_path, "towns", demonstrations=named))
     for row in task.rows:
-        shown = tasks.choose_demonstrations(task, row, number, seed=0)
+        shown = chosen(task, row, number)
         assert len(shown) == number == len({r["argument"] for r in shown})
         assert row not in shown
         expected = [name for name in named if name != row["argument"]][:number]
@@ -282,7 +288,7 @@ def test_demonstrations_are_shared_and_seeded(tmp_path):
     task = tasks.load(tiny.write_task(tmp_path, "towns", demonstrations=[]))
 
     def shown(seed):
-        picked = [tasks.choose_demonstrations(task, row, 2, seed) for row in task.rows]
+        picked = [chosen(task, row, 2, seed) for row in task.rows]
         return [tuple(r["argument"] for r in rows) for rows in picked]
 
     first = shown(0)
@@ -296,31 +302,13 @@ def test_same_argument_twice_is_no_demonstration_of_itself(tmp_path):
     (tmp_path / "towns.csv").write_text("argument,answer\nPeru,Lima\nPeru,Cusco\nCuba,Havana\n")
     task = tasks.load(path)
     for row in task.rows:
-        shown = tasks.choose_demonstrations(task, row, 3, 0)
+        shown = chosen(task, row, 3)
         assert row["argument"] not in [r["argument"] for r in shown]
 
 
 def test_more_demonstrations_than_rows(tmp_path):
     task = write(tmp_path, {"Peru": "Lima", "Cuba": "Havana"})
-    assert len(tasks.choose_demonstrations(task, task.rows[0], 5, 0)) == 1
-
-
-def test_splits(tmp_path):
-    task = tasks.load(tiny.write_task(tmp_path, "towns"))
-    rows = build(task, TOKENIZER, SETTINGS)
-    splits = {row["argument"]: row["split"] for row in rows}
-    # The same in all three sets, halves, and the same again.
-    assert all(row["split"] == splits[row["argument"]] for row in rows)
-    count = list(splits.values()).count("dev")
-    assert set(splits.values()) == {"dev", "test"} and count == len(task.rows) // 2
-    again = build(tasks.load(tiny.write_task(tmp_path, "towns")), TOKENIZER, SETTINGS)
-    assert [row["split"] for row in again] == [row["split"] for row in rows]
-    others = [build(task, TOKENIZER, SETTINGS | {"seed": seed}) for seed in (1, 2, 3)]
-    assert any([r["split"] for r in o] != [r["split"] for r in rows] for o in others)
-    # Another model's tokenizer, other demonstrations or a cap move no pair to the other half.
-    for change in ({"demonstrations": 3}, {"max_prompts": 4}):
-        moved = build(task, tiny.tokenizer(bos=True), SETTINGS | change)
-        assert [row["split"] for row in moved] == [row["split"] for row in rows]
+    assert len(chosen(task, task.rows[0], 5)) == 1
 
 
 @pytest.mark.parametrize("demonstrations", [["France"], []])
@@ -353,10 +341,10 @@ def test_stage(tiny_model, tmp_path):
         assert {key: row[key] for key in built} == built
     assert {row["model"] for row in rows} == {"opt"} and {row["task"] for row in rows} == {"towns"}
     assert {(row["title"], row["kind"]) for row in rows} == {("Towns", "one-to-one")}
-    # States and lens rely on this order: a set's prompts stand together.
-    keys = [(row["prompt_set"], row["prompt_id"]) for row in rows]
-    sets = ["abstractive", "extractive", "novel"]
-    assert keys == [(s, n) for s in sets for n in range(len(tiny.CAPITALS))]
+    # States and lens rely on this order: prompts of a set and template stand together.
+    keys = [(row["prompt_set"], row["template"], row["prompt_id"]) for row in rows]
+    assert keys == sorted(keys) and len(keys) == 3 * len(tiny.CAPITALS)
+    assert [key[0] for key in keys[:: len(tiny.CAPITALS)]] == ["abstractive", "extractive", "novel"]
 
 
 # Sources
@@ -379,7 +367,9 @@ def test_big_bench_json(tmp_path):
 
 def test_csv(tmp_path):
     # A byte order mark, quotes, a comma and a line break in a cell, several answers, spaces.
-    path = tiny.write_task(tmp_path, "task", template="{note}: {argument} {answer}", separator="\n")
+    path = tiny.write_task(
+        tmp_path, "task", templates=["{note}: {argument} {answer}"], separator="\n"
+    )
     text = 'answer,argument,note\nLima , Peru ,"a, ""b"""\nSucre| La Paz,Bolivia,"two\nlines"\n'
     (tmp_path / "task.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     rows = tasks.load(path).rows
@@ -411,30 +401,52 @@ BAD = [
     bad("not-utf-8", "argument,answer\nPerú,Lima\n".encode("latin-1"), says="task.csv"),
     bad("open-quote", 'argument,answer\nPeru,"Lima\n', says="not CSV"),
     bad("no-data-file", file="other.csv", says="task.csv"),
-    bad("unknown-key", says="unknown key 'templates'; allowed are title", templates="x"),
+    bad("unknown-key", says="unknown key 'template' (did you mean 'templates'?)", template="x"),
     bad("missing-key", says="the key 'separator' is missing", separator=None),
     bad("kind", says="kind 'many' is none of one-to-one", kind="many"),
-    bad("template-column", says="'{town}'", template="{town} {answer}"),
-    bad("template-position", says="'{}'", template="{} {answer}"),
-    bad("template-without-answer", says="has no {answer}", template="Capital of {argument}:"),
-    bad("template-brace", says="template", template="Capital of {argument: {answer}"),
-    bad("template-number", says="template", template=5),
-    bad("template-list", says="template", template=["{argument}", "{answer}"]),
-    bad("data-number", says="data", data_key=5),
+    bad("template-column", says="'{town}'", templates=["{town} {answer}"]),
+    bad("template-position", says="'{}'", templates=["{} {answer}"]),
+    bad("template-without-answer", says="has no {answer}", templates=["Capital of {argument}:"]),
+    bad("template-brace", says="template", templates=["Capital of {argument: {answer}"]),
+    bad("template-number", says="templates > 1 must be text", templates=[5]),
+    bad("template-text", says="templates must be a list, not", templates="{argument} {answer}"),
+    bad("template-none", says="templates: must not be empty", templates=[]),
+    bad("template-second", says="\"{argument}\" has no {answer}", templates=["{argument} {answer}", "{argument}"]),
+    bad("template-twice", says="twice", templates=["{argument} {answer} {answer}"]),
+    bad("template-same", says="asks the same for every row", templates=["Capital: {answer}"]),
+    bad("template-turned", says="turn the sentence round", templates=["Its {answer} of {argument}"]),
+    bad("template-no-space", says="one space right before {answer}", templates=["{argument}:{answer}"]),
+    bad("template-two-spaces", says="one space right before", templates=["{argument}:  {answer}"]),
+    bad("template-format", says="without : or !", templates=["{argument!r} {answer}"]),
+    bad("template-list-of-answers", says="'{answers}'", templates=["{argument} {answers} {answer}"]),
+    bad("data-number", says="data must be text, not 5", data_key=5),
+    bad("title-number", says="title must be text, not 5; put words in quotes", title=5),
+    bad("two-headers", "argument,answer,argument\nPeru,Lima,x\n", says="column 'argument' twice"),
+    bad("one-row", "argument,answer\nPeru,Lima\n", says="one row is no relation"),
+    bad(
+        "same-row-twice",
+        "argument,answer\nPeru,Lima\nCuba,Havana\nPeru,Lima|Cusco\n",
+        says="rows 1 and 3 are the same pair, 'Peru' and 'Lima'",
+    ),
     bad("extractive-column", says="'{town}'", extractive={"prefix": "{town} "}),
     bad("extractive-both", says="extractive", extractive={"prefix": "a", "answer": "b"}),
     bad("extractive-text", says="extractive", extractive="{argument}"),
-    bad("extractive-number", says="extractive", extractive={"prefix": 3}),
+    bad("extractive-number", says="extractive > prefix must be text", extractive={"prefix": 3}),
+    bad("extractive-key", says="extractive: unknown key 'prefx' (did you mean 'prefix'?)", extractive={"prefx": "a"}),
+    bad("extractive-no-answer", says="has no {answer}", extractive={"prefix": "Of {argument}. "}),
+    bad("extractive-same", says="the same for every row", extractive={"answer": "yes"}),
     bad("demonstration", says="demonstration 'Mars'", demonstrations=["Mars"]),
-    bad("demonstration-text", says="demonstration", demonstrations="Peru"),
+    bad("demonstration-text", says="demonstrations must be a list", demonstrations="Peru"),
     bad("demonstration-number", says="demonstration", demonstrations=3),
-    bad("out-of-domain", says="out_of_domain", out_of_domain="us_capitals"),
+    bad("out-of-domain", says="out_of_domain must be a mapping", out_of_domain="us_capitals"),
+    bad("out-of-domain-key", says="unknown key 'grup' (did you mean 'group'?)", out_of_domain={"grup": "x"}),
+    bad("out-of-domain-group", says="group 'odd'", out_of_domain={"group": "odd"}),
     bad(
         "json", '{"examples": [{"input": "Peru"}]}', "task.json", "not a BIG-bench task",
         data_key="task.json",
     ),
-    bad("json-cut", '{"examples": [', "task.json", "not a BIG-bench task", data_key="task.json"),
-    bad("json-list", "[1, 2]", "task.json", "not a BIG-bench task", data_key="task.json"),
+    bad("json-cut", '{"examples": [', "task.json", "not JSON", data_key="task.json"),
+    bad("json-list", "[1, 2]", "task.json", "not a function vectors", data_key="task.json"),
     bad("json-empty", '{"examples": []}', "task.json", "the task is empty", data_key="task.json"),
     bad(
         "json-no-right-answer",

@@ -14,7 +14,7 @@ SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
 LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins")
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping: the first one would be lost in silence."""
 
     def construct_mapping(self, node, deep=False):
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 def read(path) -> dict:
     """The config in a YAML file, as written; Problem if it cannot be read or names a key twice."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

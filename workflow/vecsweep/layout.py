@@ -139,6 +139,7 @@ ROWS = (
         inputs={"model": MODEL["model"]},
         outputs={"output": TABLE},
         keys=("tasks.file", "prompts.demonstrations", "prompts.seed", "prompts.max_prompts"),
+        version=2,
     ),
     Stage(
         "states",

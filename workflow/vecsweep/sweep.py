@@ -10,6 +10,7 @@ from pathlib import Path
 from vecsweep import tasks
 from vecsweep.files import PACKAGE, write_json
 from vecsweep.layout import ROWS, STAGES, SUMMARY, Cell, Input, Stage, rivals
+from vecsweep.tasks.formats import locate
 
 
 class Sweep:
@@ -25,12 +26,16 @@ class Sweep:
     @cached_property
     def loaded(self) -> dict[str, tasks.Task]:
         """Every task of the grid, read from its file; Problem at the first mistake."""
-        return {name: tasks.load(self.task_file(name), name) for name in self.tasks}
+        return {name: self.load_task(name) for name in self.tasks}
 
     def task_file(self, task: str) -> str:
-        """A task's YAML file, relative to this folder where it is the packaged one."""
+        """A task's file, relative to this folder where it is the packaged one."""
         own = self.config["tasks"][task].get("file")
-        return own or os.path.relpath(PACKAGE / "tasks" / f"{task}.yaml")
+        return str(locate(own).file) if own else os.path.relpath(PACKAGE / "tasks" / f"{task}.yaml")
+
+    def load_task(self, task: str) -> tasks.Task:
+        """A task of the grid, read from its file, or a section of one."""
+        return tasks.load(self.config["tasks"][task].get("file") or self.task_file(task), task)
 
     def tasks_of(self, stage: Stage) -> list[str]:
         """The tasks that a stage has jobs for, in the config's order."""

@@ -9,6 +9,7 @@ from vecsweep.engine.load import weights_folder
 from vecsweep.files import read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import PROMPT_SETS
+from vecsweep.tasks.splits import is_outside, split_rows
 
 # A shared first token of argument and answer leaves nothing to tell apart (paper section 3).
 SAME_FIRST_TOKEN = "argument and answer start with the same token"
@@ -24,7 +25,8 @@ def run(args):
     description = read_json(args.model)
     folder = weights_folder(description, args.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    task = tasks.load(args.task, args.settings["task"])
+    # A section of a published file is named in the config, not in the file's path.
+    task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
     rows = build(task, tokenizer, args.settings, description["context"])
     for row in rows:
         row |= {"model": description["model"], "title": task.title, "kind": task.kind}
@@ -37,23 +39,22 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
     """The rows of table `prompts` for a task: abstractive, extractive and novel prompts.
 
     `prompt_id` is the row number in the task's data, the same in all three sets and all models.
-    `settings`: demonstrations, seed, max_prompts (None for all). The two sets that share a pair
-    are dropped or kept together, but a copying twin has no first token to share.
+    `settings`: demonstrations, seed, max_prompts (None for all). The sets that share a pair are
+    dropped or kept together, but a copying twin has no first token to share.
     """
     seed = settings["seed"]
     words = tasks.random_words()
-    group = task.out_of_domain.get("group")
-    split = split_arguments([row["argument"] for row in task.rows], seed, task.name)
+    pool = tasks.demonstration_pool(task, seed)
     rows = []
-    for number, row in enumerate(task.rows):
-        shown = tasks.choose_demonstrations(task, row, settings["demonstrations"], seed)
-        question = tasks.abstractive_prompt(task, row, [])
-        texts = {
-            "abstractive": tasks.abstractive_prompt(task, row, shown),
-            "extractive": tasks.extractive_prompt(task, row, shown),
-            # Seeded by the row itself, so that a row added elsewhere changes no prompt.
-            "novel": tasks.novel_prompt(row, words, random.Random(f"{seed} {question}")),
-        }
+    for number, (row, split) in enumerate(zip(task.rows, split_rows(task, seed))):
+        shown = tasks.choose_demonstrations(pool, row, settings["demonstrations"])
+        template = tasks.template_of(task, row, seed)
+        # Seeded by the row itself, so that a row added elsewhere changes no prompt.
+        generator = random.Random(tasks.seeded(task, row, "novel", seed))
+        texts = {"abstractive": tasks.abstractive_prompt(task, row, shown, template)}
+        if task.extractive:
+            texts["extractive"] = tasks.extractive_prompt(task, row, shown, template)
+        texts["novel"] = tasks.novel_prompt(row, words, generator)
         for prompt_set, text in texts.items():
             twin = prompt_set == "extractive"
             answers = tasks.extractive_answers(task, row) if twin else row["answers"]
@@ -62,32 +63,28 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
                     "task": task.name,
                     "prompt_set": prompt_set,
                     "prompt_id": number,
+                    "template": template,
                     "group": row.get("group") or None,
                     "argument": row["argument"],
                     "answer": "|".join(answers),
                     "demonstrations": "|".join(r["argument"] for r in shown),
                     "text": text,
-                    "split": split[row["argument"]],
-                    "out_of_domain": group is not None and row.get("group") == group,
+                    "answer_in_prompt": tasks.stands_in(answers, text),
+                    "split": split,
+                    "out_of_domain": is_outside(task, row),
                 }
                 | _tokens(tokenizer, text, row["argument"], answers, twin, context)
             )
-    # A set's prompts stand together, since they share their beginning.
-    rows.sort(key=lambda row: PROMPT_SETS.index(row["prompt_set"]))
-    _drop_pairs(rows, settings["max_prompts"], seed)
+    # Prompts of a set and template stand together, since they share their beginning.
+    rows.sort(key=lambda row: (PROMPT_SETS.index(row["prompt_set"]), row["template"]))
+    _drop_pairs(rows)
+    _cap(rows, [tasks.seeded(task, row, "cap", seed) for row in task.rows], settings["max_prompts"])
     if all(row["dropped"] for row in rows):
         raise Problem(
             f"task '{task.name}': no prompt is left: every row was dropped, the first "
             f"because {rows[0]['dropped']}; choose other words or another template"
         )
     return rows
-
-
-def split_arguments(arguments: list[str], seed: int, name: str) -> dict[str, str]:
-    """argument -> dev (for choosing settings) or test (for reporting), a seeded half each."""
-    distinct = list(dict.fromkeys(arguments))
-    dev = set(random.Random(f"{seed} {name} split").sample(distinct, len(distinct) // 2))
-    return {argument: "dev" if argument in dev else "test" for argument in distinct}
 
 
 def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] | None:
@@ -126,23 +123,29 @@ def _tokens(tokenizer, text, argument, answers, twin, context):
     return result
 
 
-def _drop_pairs(rows, max_prompts, seed):
-    """What is dropped from one prompt set is dropped from all; then the seeded cap.
-
-    A quarter of the places is kept for the out-of-domain group, if there is one.
-    """
+def _drop_pairs(rows):
+    """What is dropped from one prompt set is dropped from all."""
     reasons: dict[int, str] = {}
     for row in rows:
         if row["dropped"]:
             reasons.setdefault(row["prompt_id"], row["dropped"])
-    left = {
-        row["prompt_id"]: row["out_of_domain"] for row in rows if row["prompt_id"] not in reasons
-    }
-    if max_prompts and len(left) > max_prompts:
-        order = random.Random(f"{seed} cap").sample(sorted(left), len(left))
-        outside = [number for number in order if left[number]][: max_prompts // 4]
-        inside = [number for number in order if not left[number]][: max_prompts - len(outside)]
-        capped = set(left) - set(inside + outside)
-        reasons |= dict.fromkeys(capped, f"over max_prompts: {max_prompts}")
     for row in rows:
         row["dropped"] = reasons.get(row["prompt_id"])
+
+
+def _cap(rows, places, most):
+    """Drop pairs over the cap: those that come last in the seeded order `places`.
+
+    The order is each row's own and no model's: two models that drop few pairs for their tokens keep
+    nearly the same ones. A quarter of the places is kept for the out-of-domain group, if there is one.
+    """
+    left = {row["prompt_id"]: row["out_of_domain"] for row in rows if row["dropped"] is None}
+    if not most or len(left) <= most:
+        return
+    order = sorted(left, key=lambda number: places[number])
+    outside = [number for number in order if left[number]][: most // 4]
+    inside = [number for number in order if not left[number]][: most - len(outside)]
+    over = set(left) - {*inside, *outside}
+    for row in rows:
+        if row["prompt_id"] in over:
+            row["dropped"] = f"over max_prompts: {most}"

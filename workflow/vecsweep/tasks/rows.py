@@ -20,11 +20,11 @@ def kept_rows(path, prompt_sets) -> list[dict]:
 
 
 def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:
-    """Token ids of consecutive prompts with the same set and demonstrations: a shared beginning."""
+    """Token ids of consecutive prompts of one set, template and demonstrations: a shared beginning."""
     groups: dict[tuple, list] = {}
     order = []
     for row in rows:
-        key = (row["prompt_set"], row["demonstrations"])
+        key = (row["prompt_set"], row["template"], row["demonstrations"])
         if not order or order[-1] != key:
             order.append(key)
             groups[(len(order), *key)] = []

@@ -52,9 +52,10 @@ def run(args):
 def prompt_count(grid: dict, task: str) -> int:
     """Prompts of one task whose states are captured: abstractive and extractive, at most."""
     settings = grid["tasks"][task]
-    rows = len(tasks.load(settings.get("file", TASKS / f"{task}.yaml")).rows)
+    loaded = tasks.load(settings.get("file", TASKS / f"{task}.yaml"))
+    rows = len(loaded.rows)
     most = settings.get("max_prompts", grid["prompts"]["max_prompts"])
-    return 2 * min(rows, most or rows)
+    return (2 if loaded.extractive else 1) * min(rows, most or rows)
 
 
 def architecture(name: str, settings: dict) -> dict | None:

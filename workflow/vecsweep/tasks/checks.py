@@ -1,0 +1,136 @@
+"""Checks of a task file: its keys by `schemas/task.schema.yaml`, then what would fail in silence."""
+
+import difflib
+import string
+
+import jsonschema
+import yaml
+
+from vecsweep import Problem
+from vecsweep.files import PACKAGE
+
+SCHEMA = PACKAGE / "schemas" / "task.schema.yaml"
+CALLED = {"string": "text", "array": "a list", "object": "a mapping"}
+
+
+def fields(text: str) -> list[str]:
+    """The columns in a template's braces, in order; ValueError if it is no template."""
+    return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+
+
+def check_keys(content: dict, path) -> None:
+    """Problem at the first key of a task file that is unknown, missing or of another type."""
+    rules = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    errors = jsonschema.Draft202012Validator(rules).iter_errors(content)
+    # An unknown key often makes a needed one missing: name the unknown key first.
+    order = ("additionalProperties", "required")
+    rank = {name: place for place, name in enumerate(order)}
+    first = min(errors, key=lambda e: rank.get(e.validator, len(order)), default=None)
+    if first:
+        raise Problem(f"{path}: {_line(first)}")
+
+
+def _line(error) -> str:
+    where = " > ".join(str(part + 1 if isinstance(part, int) else part) for part in error.path)
+    if error.validator == "additionalProperties":
+        allowed = list(error.schema["properties"])
+        key = next(k for k in error.instance if k not in allowed)
+        close = difflib.get_close_matches(str(key), allowed, 1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        place = f"{where}: " if where else ""
+        return f"{place}unknown key '{key}'{hint}; allowed are {', '.join(allowed)}"
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"the key '{missing}' is missing"
+    if error.validator == "type":
+        hint = "" if isinstance(error.instance, (dict, list)) else "; put words in quotes"
+        called = CALLED[error.validator_value]
+        hint = hint if called == "text" else ""
+        return f"{where} must be {called}, not {error.instance!r}{hint}"
+    if error.validator == "enum":
+        return f"{where} '{error.instance}' is none of {', '.join(error.validator_value)}"
+    if error.validator == "maxProperties":
+        return f"{where} has one of the keys {', '.join(error.schema['properties'])}, not several"
+    return f"{where}: must not be empty or name a thing twice, it is {error.instance!r}"
+
+
+def check_task(task, path) -> None:
+    """Problem at what is wrong between a task's texts and its rows."""
+    if len(task.rows) < 2:
+        raise Problem(f"{task.data}: one row is no relation: a demonstration needs another one")
+    varies = {name for name in task.rows[0] if len({str(row[name]) for row in task.rows}) > 1}
+    for text in task.templates:
+        _check_columns(text, task, path)
+        _check_template(text, varies, path)
+    if "prefix" in task.extractive:
+        text = task.extractive["prefix"]
+        _check_columns(text, task, path)
+        if "answer" not in fields(text):
+            raise Problem(
+                f'{path}: extractive prefix "{text}" has no {{answer}}: an extractive prompt '
+                "must hold it; add it, or leave extractive out"
+            )
+    if "answer" in task.extractive:
+        text = task.extractive["answer"]
+        _check_columns(text, task, path)
+        if not varies & set(fields(text)):
+            raise Problem(
+                f'{path}: extractive answer "{text}" is the same for every row; it is text with '
+                "{argument} or another column"
+            )
+    _check_demonstrations(task, path)
+    _check_group(task, path)
+
+
+def _check_columns(text, task, path):
+    """Each {name} is a column, and the text can be filled in."""
+    try:
+        names = fields(text)
+    except ValueError as error:
+        raise Problem(f'{path}: "{text}" is no template: {error}') from error
+    for name in names:
+        if name != "answer" and (name == "answers" or name not in task.rows[0]):
+            raise Problem(f"{path}: '{{{name}}}' in \"{text}\" is no column of its data")
+    for name in names:
+        if f"{{{name}}}" not in text:
+            raise Problem(f'{path}: write {{{name}}} in "{text}" without : or !')
+
+
+def _check_template(text, varies, path):
+    """What a model reads must name the argument, end before {answer}, and go on with a space."""
+    names = fields(text)
+    if "answer" not in names:
+        raise Problem(f'{path}: the template "{text}" has no {{answer}}')
+    if names.count("answer") > 1 or text.count("{answer}") > 1:
+        raise Problem(f'{path}: the template "{text}" has {{answer}} twice; a prompt ends at it')
+    if not varies & set(names[: names.index("answer")]):
+        if varies & set(names):
+            raise Problem(
+                f'{path}: in the template "{text}" {{answer}} stands before {{argument}}: a prompt '
+                "ends at {answer}, so turn the sentence round"
+            )
+        raise Problem(
+            f'{path}: the template "{text}" asks the same for every row; it needs {{argument}}'
+        )
+    head = text.split("{answer}")[0]
+    if not head.endswith(" ") or head.endswith("  "):
+        raise Problem(
+            f'{path}: in the template "{text}" there must be one space right before {{answer}}'
+        )
+
+
+def _check_demonstrations(task, path):
+    arguments = {row["argument"] for row in task.rows}
+    for shown in task.demonstrations:
+        if shown not in arguments:
+            raise Problem(f"{path}: the demonstration '{shown}' is no argument in its data")
+
+
+def _check_group(task, path):
+    group = task.out_of_domain.get("group")
+    groups = sorted({row.get("group") or "" for row in task.rows} - {""})
+    if group is not None and group not in groups:
+        raise Problem(
+            f"{path}: no row is of the out_of_domain group '{group}'; the column group of its data "
+            f"has {', '.join(groups) or 'nothing'}"
+        )
