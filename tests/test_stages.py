@@ -55,13 +55,13 @@ def parallel(attention, ffn, post):
 
 CASES = {
     # The X of the paper: the argument forms at 1 and 2, layer 3's FFN flips it to the answer.
-    "argument-function": (sequential(".AAABB", ".AABBB"), ["argument-function", 1, 2, 3, "ffn", 3]),
+    "argument-function": (sequential(".AAABB", ".AABBB"), ["argument-function", 1, 3, 3, "ffn", 3]),
     # The mid-block state of layer 3 already says the answer: its attention did it.
     "attention": (sequential(".AABBB", ".AABBB"), ["argument-function", 1, 2, 3, "attention", 3]),
     # The mid-block state flips to something else first; the answer comes by the FFN.
     "ffn-after-detour": (sequential(".AA.BB", ".AABBB"), ["argument-function", 1, 2, 3, "ffn", 3]),
     # Attention shows the answer, the FFN takes it away, the next FFN brings it back.
-    "taken-away": (sequential(".AB.BB", ".AA.BB"), ["argument-function", 1, 2, 4, "attention", 2]),
+    "taken-away": (sequential(".AB.BB", ".AA.BB"), ["argument-function", 1, 1, 4, "attention", 2]),
     "direct": (sequential("...BB", "..BBB"), ["direct", None, None, 2, "ffn", 3]),
     "incorrect": (sequential(".....", "....."), ["incorrect", None, None, None, None, None]),
     # The argument forms and nothing follows: the paper's commonest error.
@@ -82,21 +82,21 @@ CASES = {
     ),
     # Formation may pause: first and last layer, not a run without gaps.
     "gap": (sequential("A.A.BB", "A.A.BB"), ["argument-function", 0, 2, 4, "attention", 2]),
-    # The argument at mid-block only is no layer of argument formation: the stream that leaves is.
-    "argument-at-mid-only": (sequential(".A.B", "..BB"), ["direct", None, None, 2, "ffn", 2]),
-    # The answer at mid-block before it ever leaves a block does not end argument formation.
-    "answer-at-mid-before": (
-        sequential(".BA.B", "..ABB"),
-        ["argument-function", 2, 2, 3, "ffn", 2],
+    # The argument between attention and FFN alone is argument formation; not in the paper's reading.
+    "argument-at-mid-only": (
+        sequential(".A.B", "..BB"),
+        ["argument-function", 1, 1, 2, "ffn", 2],
     ),
+    # The answer between them ends argument formation; not in the paper's reading.
+    "answer-at-mid-before": (sequential(".BA.B", "..ABB"), ["direct", None, None, 3, "ffn", 2]),
     "all-layers-by-ffn": (sequential(".BBB", "BBBB"), ["direct", None, None, 0, "ffn", 4]),
     "all-layers-by-attention": (
         sequential("BBBB", "BBBB"),
         ["direct", None, None, 0, "attention", 4],
     ),
-    "argument-at-0": (sequential("AAB", "ABB"), ["argument-function", 0, 0, 1, "ffn", 2]),
-    "last-layer": (sequential("AAA", "AAB"), ["argument-function", 0, 1, 2, "ffn", 1]),
-    "one-layer": (sequential("A", "B"), ["direct", None, None, 0, "ffn", 1]),
+    "argument-at-0": (sequential("AAB", "ABB"), ["argument-function", 0, 1, 1, "ffn", 2]),
+    "last-layer": (sequential("AAA", "AAB"), ["argument-function", 0, 2, 2, "ffn", 1]),
+    "one-layer": (sequential("A", "B"), ["argument-function", 0, 0, 0, "ffn", 1]),
     # A copying twin's argument is its answer: both are on top from the same layer on, which is
     # not argument formation.
     "copy": (sequential("..==", "..=="), ["direct", None, None, 2, "attention", 2]),
@@ -116,6 +116,40 @@ CASES = {
     ),
     "parallel-at-0": (parallel("..", "B.", "BB"), ["direct", None, None, 0, "ffn", 2]),
     "parallel-incorrect": (parallel("BB", "BB", ".A"), ["incorrect", 1, 1, None, None, None]),
+    # The FFN alone would do it at 1, where its sum with attention does not; at 2 something else does.
+    "parallel-early": (
+        parallel("A...", "ABBB", "A.BB"),
+        ["argument-function", 0, 0, 2, "ffn", 2],
+    ),
+    # Flipped at 1, lost, regained by an FFN from something else.
+    "flipped-before": (sequential(".A..B", ".B.BB"), ["argument-function", 1, 1, 3, "ffn", 2]),
+    # After the answer is there for good, attention brings the argument back and the FFN mends it.
+    "mended-after": (sequential(".ABA", ".BBB"), ["argument-function", 1, 1, 1, "ffn", 3]),
+    "flip-by-attention-is-none": (
+        sequential("AABB", "AABB"),
+        ["argument-function", 0, 1, 2, "attention", 2],
+    ),
+}
+# Layer of the flip, where there is one.
+FLIPS = {
+    "argument-function": 3,
+    "comes-and-goes": 4,
+    "argument-before-and-between": 3,
+    "argument-at-0": 1,
+    "last-layer": 2,
+    "one-layer": 0,
+    "parallel-ffn": 3,
+    "parallel-both": 3,
+    "flipped-before": 1,
+    "mended-after": 1,
+}
+# The pattern as the paper reads it, where it differs.
+POST = {
+    "argument-at-mid-only": "direct",
+    "answer-at-mid-before": "argument-function",
+    "one-layer": "direct",
+    "flipped-before": "direct",
+    "mended-after": "direct",
 }
 
 
@@ -124,16 +158,19 @@ def test_definitions(name):
     sites, expected = CASES[name]
     (row,) = stages(lens(sites))
     assert [row[column] for column in COLUMNS] == expected
+    assert row["flip_layer"] == FLIPS.get(name)
+    assert row["pattern_post"] == POST.get(name, expected[0])
     keys = {"model": "tiny", "task": "towns", "prompt_set": "abstractive", "prompt_id": 0}
     assert {key: row[key] for key in keys} == keys
-    assert list(row) == [*keys, *COLUMNS]
+    assert set(row) == {*keys, *COLUMNS, "flip_layer", "pattern_post"}
 
 
 def test_function_layer_counts_to_the_last_layer_that_is_there():
     # Twelve layers: a text order of layers (0, 1, 10, 11, 2, ...) would go wrong.
     post = "." * 3 + "A" * 6 + "B" * 3
     (row,) = stages(lens(sequential(post[1:] + "B", post)))
-    assert [row[c] for c in COLUMNS] == ["argument-function", 3, 8, 9, "attention", 3]
+    assert row["flip_layer"] is None
+    assert [row[c] for c in COLUMNS] == ["argument-function", 2, 8, 9, "attention", 3]
 
 
 def test_prompts_do_not_mix():
@@ -146,7 +183,8 @@ def test_prompts_do_not_mix():
             label = {"model": "tiny", "task": "towns", "prompt_set": "abstractive"} | key
             expected[*label.values(), number] = values if not key else CASES["no-effect"][1]
     found = stages(rows[::-1])  # whatever the order of the rows
-    assert {tuple(row.values())[:4]: list(row.values())[4:] for row in found} == expected
+    values = {tuple(row.values())[:4]: [row[column] for column in COLUMNS] for row in found}
+    assert values == expected
     order = [tuple(row.values())[:4] for row in found]
     assert order == sorted(order)
 

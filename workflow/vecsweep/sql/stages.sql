@@ -11,7 +11,8 @@
 --   flip                  one FFN turned the argument into the answer: the argument is the top
 --                         just before it (mid-block state; parallel blocks: the block's input) and
 --                         the answer just after (parallel blocks: with the FFN's update alone, and
---                         at the block's end). flip_layer is the last such layer.
+--                         at the block's end). flip_layer is the last such layer up to
+--                         function_layer.
 -- pattern: incorrect (the answer is not the top at the end), argument-function (argument formation
 -- came first), direct (it did not). pattern_post is the paper's reading, which sees the ends of
 -- blocks only.
@@ -27,7 +28,7 @@ WITH tops AS (
 -- The states of the stream in their order.
 stream AS (
     SELECT *, 2 * layer + (site = 'resid_post')::INT AS place,
-           lag(argument_top) OVER (
+           lag(argument_top AND NOT answer_top) OVER (
                PARTITION BY model, task, prompt_set, prompt_id
                ORDER BY 2 * layer + (site = 'resid_post')::INT
            ) AS argument_before
@@ -60,18 +61,19 @@ sites AS (
     FROM tops
     GROUP BY ALL
 ),
-flips AS (
-    SELECT s.model, s.task, s.prompt_set, s.prompt_id, max(layer) AS flip_layer
-    FROM stream AS s
-    JOIN sites AS u
-        ON (s.model, s.task, s.prompt_set, s.prompt_id, s.layer)
-         = (u.model, u.task, u.prompt_set, u.prompt_id, u.function_layer)
-    WHERE site = 'resid_post' AND argument_before AND answer_top AND coalesce(by_ffn, true)
-    GROUP BY ALL
-),
 applied AS (
     SELECT *, CASE WHEN candidate <= last_layer THEN candidate END AS function_layer
     FROM ends
+),
+flips AS (
+    SELECT model, task, prompt_set, prompt_id, max(layer) AS flip_layer
+    FROM stream
+    JOIN (SELECT model, task, prompt_set, prompt_id, function_layer AS layer, by_ffn FROM sites)
+        USING (model, task, prompt_set, prompt_id, layer)
+    JOIN applied USING (model, task, prompt_set, prompt_id)
+    WHERE site = 'resid_post' AND argument_before AND answer_top AND coalesce(by_ffn, true)
+      AND layer <= function_layer
+    GROUP BY ALL
 )
 SELECT model, task, prompt_set, prompt_id,
        CASE WHEN function_layer IS NULL THEN 'incorrect'
@@ -89,7 +91,7 @@ SELECT model, task, prompt_set, prompt_id,
             WHEN by_ffn THEN 'ffn'
             WHEN by_attention THEN 'attention'
             ELSE 'joint' END AS function_site,
-       CASE WHEN function_layer IS NOT NULL THEN flip_layer END::SMALLINT AS flip_layer,
+       flip_layer::SMALLINT AS flip_layer,
        (last_layer - function_layer + 1)::SMALLINT AS saturation_layers
 FROM applied
 LEFT JOIN formation USING (model, task, prompt_set, prompt_id)
