@@ -3,6 +3,7 @@ on dev alone, and each control what its name says."""
 
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import tiny
-from conftest import command, main, run_stage
+from conftest import main, run_stage
 from test_ablations import rank_range, write_prompts
 from test_edits import block_of, plain_run, sublayer_of
 from test_ovectors import SEARCH
@@ -21,10 +22,9 @@ from vecsweep import Problem, tables
 from vecsweep.engine import load
 from vecsweep.engine.plans import end_layer
 from vecsweep.files import read_table, write_tensors
-from vecsweep.methods import Setting, controls, parts, plans_of
-from vecsweep.stages import selection
-from vecsweep.stages.prompts import split_arguments
-from vecsweep.tasks.rows import NOVEL, capped, in_domain, kept_rows
+from vecsweep.methods import METHODS, Donors, Material, candidates, controls, parts
+from vecsweep.methods.grid import best_settings, start_layers
+from vecsweep.tasks.rows import NOVEL, capped, kept_rows, unseen
 from vecsweep.tools import bench
 
 D_MODEL = 32
@@ -32,26 +32,38 @@ SETTINGS = SEARCH | {"scales": [1.0, 2.5], "dev_prompts": 3, "test_prompts": 3}
 
 
 def cell(family, folder, donors=2, **settings):
-    """Prompts of a tiny model, and made-up o-vectors of some of them with the mean as last."""
+    """Prompts of a tiny model, and made-up vectors of some train prompts: two source layers."""
     prompts = write_prompts(family, folder)
     rows = kept_rows(prompts, NOVEL)
-    pairs = [[row["prompt_id"], i % 2] for i, row in enumerate(rows[:donors])] + [[None, 1]]
+    train = [row["prompt_id"] for row in rows if row["split"] == "train"]
+    flips = {1: train[:donors], 0: train[donors : 2 * donors]}
     # As long as a tiny model's own updates: the effect is neither nil nor all there is.
-    drawn = 2 * torch.randn(donors, D_MODEL, generator=torch.Generator().manual_seed(1))
-    tensors = {
-        "vectors": torch.cat([drawn, drawn.mean(0, keepdim=True)]),
-        "directions": torch.linalg.svd(drawn, full_matrices=False).Vh,
-    }
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer, ids in flips.items():
+        drawn = 2 * torch.randn(len(ids), D_MODEL, generator=generator)
+        tensors |= {(number, layer): vector for number, vector in zip(ids, drawn)}
+        tensors[None, layer] = drawn.mean(0)
     vectors = folder / "vectors.safetensors"
-    write_tensors(tensors, vectors, {"donors": json.dumps(pairs)})
+    write_vectors(vectors, tensors, flips)
     return SimpleNamespace(
         folder=folder,
         prompts=prompts,
         rows={row["prompt_id"]: row for row in rows},
         vectors=vectors,
-        tensors=dict(zip(map(tuple, pairs), tensors["vectors"])),
+        tensors=tensors,
+        flips=flips,
         settings=SETTINGS | settings,
     )
+
+
+def write_vectors(path, tensors, flips):
+    """A file as stage ovectors makes it, of {(prompt_id, layer): vector}."""
+    vectors = torch.stack(list(tensors.values()))
+    drawn = torch.stack([v for (number, _), v in tensors.items() if number is not None])
+    notes = {"donors": json.dumps(list(tensors)), "flips": json.dumps(flips)}
+    directions = torch.linalg.svd(drawn, full_matrices=False).Vh
+    write_tensors({"vectors": vectors, "directions": directions}, path, notes)
 
 
 def run_cell(stage, family, made, output, **options):
@@ -64,8 +76,12 @@ def run_cell(stage, family, made, output, **options):
 
 
 def assert_outcomes(model, rows, prompts, vector_of):
-    """Ranks and top tokens before and after are those of plain runs, one prompt at a time."""
+    """Ranks and top tokens before and after are those of plain runs, one prompt at a time.
+
+    So are the own answer's place among all answers of the task and both lifts.
+    """
     sharp, plain = 0, {}
+    answers = sorted({token for prompt in prompts.values() for token in prompt["answer_tokens"]})
     for row in rows:
         prompt = prompts[row["prompt_id"]]
         layers = range(row["start_layer"], row["end_layer"] + 1)
@@ -73,15 +89,40 @@ def assert_outcomes(model, rows, prompts, vector_of):
         changes = [(layer, "ffn", vector) for layer in layers]
         before = plain.setdefault(row["prompt_id"], plain_run(model, prompt["token_ids"])[1])
         edited = plain_run(model, prompt["token_ids"], changes, row["mode"], row["position"])[1]
+        own = prompt["answer_tokens"]
+        others = [t for t in answers if t not in own and t != prompt["argument_token"]]
+        assert (row["accepted"], row["others"]) == (len(own), len(others))
         for when, logits in (("before", before), ("after", edited)):
-            targets = {"argument": [prompt["argument_token"]], "answer": prompt["answer_tokens"]}
+            targets = {"argument": [prompt["argument_token"]], "answer": own}
             for target, tokens in targets.items():
                 low, high = rank_range(logits, tokens)
                 assert low <= row[f"{target}_rank_{when}"] <= high, row
                 sharp += low == high
             assert logits[row[f"top_{when}"]] >= logits.max() - 1e-5 * logits.abs().max()
+            margin = 1e-5 * logits.abs().max()
+            low, high = (
+                (logits[others] > logits[own].max() + side).sum() for side in (margin, -margin)
+            )
+            assert low <= row[f"place_{when}"] <= high
+        start, end = (logits.log_softmax(-1) / math.log(2) for logits in (before, edited))
+        assert row["own_lift"] == pytest.approx(
+            (end[own].max() - start[own].max()).item(), abs=1e-3
+        )
+        lift = (end[others] - start[others]).mean().item()
+        assert row["others_lift"] == pytest.approx(lift, abs=1e-3)
     # The margin is not what lets a wrong rank through.
     assert sharp > 0.9 * 4 * len(rows)
+
+
+def unseen_prompts(made, split):
+    """Novel prompts of a split that share no answer with a donor, by the words of the test."""
+    donors = [made.rows[number] for ids in made.flips.values() for number in ids]
+    taken = {token for row in donors for token in row["answer_tokens"]}
+    return {
+        number
+        for number, row in made.rows.items()
+        if row["split"] == split and not taken & set(row["answer_tokens"])
+    }
 
 
 def test_a_block_above_the_end_loads_no_model(family, tmp_path, monkeypatch):
@@ -106,34 +147,53 @@ def test_search_equals_plain_hooks(family, tmp_path, position, end_depth):
             "interventions", family, made, f"{first}.parquet", first=first, last=until
         )
     ]
-    # Every start layer up to the end, mode, scale, vector and dev prompt, once.
-    keys = [
-        (r["start_layer"], r["mode"], r["scale"], r["donor"], r["source_layer"], r["prompt_id"])
-        for r in rows
-    ]
-    taken = {made.rows[donor]["argument"] for donor, _ in made.tensors if donor is not None}
-    dev = {
-        i for i, row in made.rows.items() if row["split"] == "dev" and row["argument"] not in taken
-    }
+    # Every method, source layer, start layer up to the end, extent, mode, scale and dev prompt, once.
+    names = ("method", "source_layer", "start_layer", "end_layer", "mode", "scale", "prompt_id")
+    keys = Counter(tuple(row[name] for name in names) for row in rows)
     used = {row["prompt_id"] for row in rows}
-    assert used <= dev and len(used) == 3
-    donors = [(*pair, i) for pair in made.tensors for i in used]
-    expected = itertools.product(range(end + 1), ("replace", "add"), (1.0, 2.5), donors)
-    assert Counter(keys) == Counter((*front, *back) for *front, back in expected)
-    assert {row["end_layer"] for row in rows} == {end}
-    assert {(row["control"], row["split"], row["domain"], row["position"]) for row in rows} == {
-        ("o-vector", "dev", "in", position)
+    assert used <= unseen_prompts(made, "dev") and len(used) == min(
+        3, len(unseen_prompts(made, "dev"))
+    )
+    expected = Counter()
+    for start in range(end + 1):
+        for stop in {start, end}:
+            for number in used:
+                expected["zero", None, start, stop, "replace", 1.0, number] += 1
+                for method, layer, mode, scale in itertools.product(
+                    ("o-vector", "mean", "difference", "unrelated", "random"),
+                    (0, 1),
+                    ("replace", "add"),
+                    (1.0, 2.5),
+                ):
+                    expected[method, layer, start, stop, mode, scale, number] += 1
+    assert keys == expected
+    assert {(row["split"], row["domain"], row["position"]) for row in rows} == {
+        ("dev", "in", position)
     }
     assert {(r["model"], r["task"], r["ovector_task"]) for r in rows} == {
         (family.kind, "towns", "towns")
     }
-    assert_outcomes(
-        family.model, rows, made.rows, lambda row: made.tensors[row["donor"], row["source_layer"]]
-    )
+    # The o-vector's is the first donor of its layer.
+    firsts = {layer: ids[0] for layer, ids in made.flips.items()}
+    donors = {(r["source_layer"], r["donor"]) for r in rows if r["method"] == "o-vector"}
+    assert donors == set(firsts.items())
+    known = [row for row in rows if row["method"] in ("o-vector", "mean", "zero")]
+    assert_outcomes(family.model, known, made.rows, known_vector(made))
     # Ranks that no edit changed would agree with nothing edited.
     assert (
-        sum(row["answer_rank_before"] != row["answer_rank_after"] for row in rows) > len(rows) / 2
+        sum(row["answer_rank_before"] != row["answer_rank_after"] for row in known) > len(known) / 2
     )
+
+
+def known_vector(made):
+    """row -> the vector that it says was put in, of those that are cut from donors."""
+
+    def vector_of(row):
+        if row["method"] == "zero":
+            return torch.zeros(D_MODEL)
+        return made.tensors[row["donor"], row["source_layer"]]
+
+    return vector_of
 
 
 @pytest.mark.parametrize(
@@ -143,42 +203,46 @@ def test_end_layer(depth, layers, end):
     assert end_layer({"end_depth": depth}, layers) == end
 
 
-def pair(number, argument, split="dev", out_of_domain=False):
-    return {
-        "prompt_id": number,
-        "argument": argument,
-        "split": split,
-        "out_of_domain": out_of_domain,
-    }
+@pytest.mark.parametrize(
+    "count, layers, depth, starts",
+    [
+        (None, 4, 1, [0, 1, 2, 3]),
+        (9, 4, 1, [0, 1, 2, 3]),
+        (3, 5, 1, [0, 2, 4]),
+        (2, 30, 1, [0, 29]),
+        (4, 30, 0.5, [0, 5, 9, 14]),
+        (9, 18, 1, [0, 2, 4, 6, 8, 11, 13, 15, 17]),
+    ],
+)
+def test_start_layers_are_spread_evenly(count, layers, depth, starts):
+    assert start_layers({"start_layers": count, "end_depth": depth}, layers) == starts
 
 
-def test_a_donors_argument_is_in_neither_half():
-    rows = [
-        pair(0, "cat"),
-        pair(1, "dog", "test"),
-        pair(2, "cow"),
-        pair(3, "cat"),  # a second answer for the donor's argument
-        pair(4, "hen", "test"),
-        pair(5, "pig", out_of_domain=True),
-        pair(6, "fox", "test", out_of_domain=True),
-    ]
-    donors = [(0, 2), (4, 3), (None, 2)]
-    assert [row["prompt_id"] for row in in_domain(rows, donors, "dev")] == [2]
-    assert [row["prompt_id"] for row in in_domain(rows, donors, "test")] == [1]
-    assert [row["prompt_id"] for row in in_domain(rows, [], "dev")] == [0, 2, 3]
-
-
-def test_halves_share_no_argument():
-    words = [f"w{i % 30}" for i in range(50)]  # some arguments come twice
-    split = split_arguments(words, 0, "towns")
-    assert set(split) == set(words)
-    assert sorted(split.values()) == ["dev"] * 15 + ["test"] * 15
-    assert split_arguments(words, 1, "towns") != split != split_arguments(words, 0, "verbs")
-    rows = [pair(i, word, split[word]) for i, word in enumerate(words)]
-    halves = [
-        {row["argument"] for row in in_domain(rows, [(3, 1)], half)} for half in ("dev", "test")
-    ]
-    assert not halves[0] & halves[1] and halves[0] | halves[1] == set(words) - {"w3"}
+def test_what_vectors_are_made_of_is_in_no_prompt():
+    """Whatever the answers: no prompt shares an argument or a first token of an answer."""
+    draw = random.Random(0)
+    excluded = 0
+    for _ in range(200):
+        rows = [
+            {
+                "prompt_id": i,
+                "argument": draw.choice("abcdefgh"),
+                "answer_tokens": draw.sample(range(12), draw.randint(1, 3)),
+            }
+            for i in range(draw.randint(1, 15))
+        ]
+        used = set(draw.sample(range(len(rows)), draw.randint(0, len(rows) // 2)))
+        donors = [rows[i] for i in used]
+        found = unseen(rows, rows, used)
+        for row in rows:
+            fair = all(
+                row["argument"] != donor["argument"]
+                and not set(row["answer_tokens"]) & set(donor["answer_tokens"])
+                for donor in donors
+            )
+            assert (row in found) == fair
+            excluded += not fair
+    assert excluded > 100
 
 
 def test_a_cap_is_a_seeded_sample_in_order():
@@ -189,204 +253,193 @@ def test_a_cap_is_a_seeded_sample_in_order():
     assert capped(rows, None, 0) == capped(rows, 40, 0) == rows and capped([], 3, 0) == []
 
 
-def tried(start, ranks, mode="replace", scale=1.0, donor=4, layer=2):
-    setting = {
-        "start_layer": start,
-        "mode": mode,
-        "scale": scale,
-        "donor": donor,
-        "source_layer": layer,
-    }
+def tried(start, ranks, method="o-vector", **changes):
+    setting = {"source_layer": 2, "start_layer": start, "end_layer": 7, "mode": "replace"}
+    setting |= {"scale": 1.0, "method": method} | changes
     return [setting | {"answer_rank_after": rank} for rank in ranks]
 
 
-def test_the_largest_mean_reciprocal_rank_is_chosen():
+def test_each_method_gets_its_largest_mean_reciprocal_rank():
     steady = tried(1, [1, 1, 1, 1])  # 1/2 on average, the lowest mean rank
-    bold = tried(2, [0, 0, 400, 0], "add", 2.0, donor=None, layer=3)  # above 3/4
+    bold = tried(2, [0, 0, 400, 0], mode="add", scale=2.0, source_layer=3)  # above 3/4
     weak = tried(0, [0, 9, 9, 9])
-    rows = steady + bold + weak
-    expected = {"start_layer": 2, "mode": "add", "scale": 2.0, "donor": None, "source_layer": 3}
+    other = tried(6, [5, 5, 5, 5], "random") + tried(4, [9, 9, 9, 9], "random")
+    zero = tried(3, [2, 2, 2, 2], "zero", source_layer=None, end_layer=3)
+    rows = steady + bold + weak + other + zero
+    best = {"source_layer": 3, "start_layer": 2, "end_layer": 7, "mode": "add", "scale": 2.0}
     for seed in range(5):
-        assert selection.choose(random.Random(seed).sample(rows, len(rows))) == expected
+        found = best_settings(random.Random(seed).sample(rows, len(rows)))
+        assert found["o-vector"] == best
+        assert found["random"]["start_layer"] == 6
+        assert (found["zero"]["source_layer"], found["zero"]["end_layer"]) == (None, 3)
+        assert set(found) == {"o-vector", "random", "zero"}
 
 
-def test_of_equally_good_settings_the_lowest_start_is_chosen():
-    rows = tried(5, [0, 1]) + tried(3, [1, 0]) + tried(4, [0, 1], "add") + tried(2, [1, 1])
+def test_of_equally_good_settings_the_plainest_is_chosen():
+    rows = tried(5, [0, 1]) + tried(3, [1, 0], end_layer=3) + tried(3, [1, 0])
+    rows += tried(3, [0, 1], mode="add") + tried(4, [0, 1], mode="add") + tried(2, [1, 1])
     for seed in range(5):
-        assert selection.choose(random.Random(seed).sample(rows, len(rows)))["start_layer"] == 3
+        best = best_settings(random.Random(seed).sample(rows, len(rows)))["o-vector"]
+        assert (best["start_layer"], best["end_layer"], best["mode"]) == (3, 7, "replace")
 
 
-def made_up_search(made, path, **best):
-    """A search file in which one setting is best on the dev prompts, whatever the model does."""
+def made_up_search(made, path, best):
+    """A search file in which each method has one best setting, whatever the model does."""
     rows = []
-    settings = itertools.product((0, 1, 2), ("replace", "add"), (1.0, 2.5), made.tensors)
-    for start, mode, scale, (donor, layer) in settings:
-        setting = {"start_layer": start, "mode": mode, "scale": scale}
-        setting |= {"donor": donor, "source_layer": layer}
-        rank = 0 if best.items() <= setting.items() else 50
+    for method, setting in best.items():
         blank = dict.fromkeys(
             ("argument_rank_before", "argument_rank_after", "answer_rank_before"), 9
         )
-        blank |= dict.fromkeys(
-            ("model", "task", "ovector_task", "position", "control", "domain"), "x"
-        )
-        blank |= {"split": "dev", "prompt_id": 0, "end_layer": 2, "top_before": 1, "top_after": 1}
-        blank |= {"repeat": None, "chosen": None}
-        rows.append(blank | setting | {"answer_rank_after": rank})
+        blank |= dict.fromkeys(("model", "task", "ovector_task", "position", "domain"), "x")
+        blank |= {"split": "dev", "prompt_id": 0, "top_before": 1, "top_after": 1}
+        blank |= dict.fromkeys(("donor", "repeat", "others_lift"))
+        blank |= dict.fromkeys(("accepted", "others", "place_before", "place_after"), 1)
+        blank |= {"method": method, "own_lift": 0.0}
+        worse = setting | {"start_layer": setting["start_layer"] + 1, "end_layer": 2}
+        rows += [blank | setting | {"answer_rank_after": 0}]
+        rows += [blank | worse | {"answer_rank_after": 50}]
     tables.write("interventions", rows, path)
 
 
-def test_selection_reports_on_test_what_dev_chose(tiny_model, tmp_path):
+BEST = {"source_layer": 1, "start_layer": 0, "end_layer": 2, "mode": "add", "scale": 2.5}
+OTHER = {"source_layer": 0, "start_layer": 1, "end_layer": 1, "mode": "replace", "scale": 1.0}
+
+
+def test_selection_reports_each_method_at_its_own_best(tiny_model, tmp_path):
     stage = tiny_model("gpt2")
     stage.kind = "gpt2"
     made = cell(stage, tmp_path, test_prompts=None)
-    donor = next(iter(made.tensors))
     elsewhere = write_prompts(stage, tmp_path, "verbs")
     strangers = {row["prompt_id"]: row for row in kept_rows(elsewhere, NOVEL)}
-    best = {"start_layer": 1, "mode": "add", "scale": 2.5, "donor": donor[0]}
-    made_up_search(made, tmp_path / "search.parquet", **best)
+    best = {"o-vector": BEST, "mean": OTHER, "zero": OTHER | {"source_layer": None}}
+    best |= {"random": BEST | {"source_layer": 0}, "difference": OTHER, "unrelated": BEST}
+    made_up_search(made, tmp_path / "search.parquet", best)
     options = {"search": tmp_path / "search.parquet", "elsewhere": elsewhere}
     rows = run_cell("selection", stage, made, "out.parquet", **options)
-    taken = {made.rows[number]["argument"] for number, _ in made.tensors if number is not None}
-    test = {i for i, r in made.rows.items() if r["split"] == "test" and r["argument"] not in taken}
-    assert {row["split"] for row in rows} == {"test"}
+    test = unseen_prompts(made, "test")
+    assert {row["split"] for row in rows} == {"test"} and test
     for domain, task, prompts in (("in", "towns", test), ("out", "verbs", set(strangers))):
         own = [row for row in rows if row["domain"] == domain]
         assert {row["prompt_id"] for row in own} == prompts
         assert {(row["task"], row["ovector_task"]) for row in own} == {(task, "towns")}
-    chosen = [row for row in rows if row["control"] == "o-vector"]
-    assert all(best.items() <= row.items() for row in chosen)
-    assert len(chosen) == len(test) + len(strangers)
-    # Donors beside it, at the same setting.
-    donors = [row for row in rows if row["control"] in ("donor", "mean")]
-    assert all((row["donor"] is None) == (row["control"] == "mean") for row in donors)
-    assert {(row["donor"], row["source_layer"]) for row in donors} == set(made.tensors) - {donor}
-    assert {(row["start_layer"], row["mode"], row["scale"]) for row in donors} == {(1, "add", 2.5)}
-
-    def vector_of(row):
-        if row["control"] == "zero":
-            return torch.zeros(D_MODEL)
-        return made.tensors[row["donor"], row["source_layer"]]
-
-    known = [row for row in rows if row["control"] in ("o-vector", "donor", "mean", "zero")]
+    # The o-vector's other donors and its parts stand at its setting, all else at its own.
+    for row in rows:
+        kind = row["method"].split("_")[0]
+        setting = BEST if kind in ("donor", "neurons", "directions") else best[row["method"]]
+        assert setting.items() <= row.items(), row["method"]
+    vectors = {}
+    for row in rows:
+        if row["domain"] == "in":
+            key = (row["donor"], row["repeat"])
+            vectors.setdefault(row["method"], Counter())[key] += 1
+    assert all(set(count.values()) == {len(test)} for count in vectors.values())
+    first, *others = made.flips[1]
+    assert set(vectors["o-vector"]) == {(first, None)}
+    assert set(vectors["donor"]) == {(number, None) for number in others}
+    assert set(vectors["random"]) == {(None, i) for i in range(20)}
+    assert set(vectors["unrelated"]) == {(None, i) for i in range(5)}
+    assert set(vectors["mean"]) == set(vectors["zero"]) == set(vectors["difference"])
+    assert {"neurons_1", "neurons_all", "directions_1"} < set(vectors)
+    known = [row for row in rows if row["method"] in ("o-vector", "donor", "mean", "zero")]
     for domain, prompts in (("in", made.rows), ("out", strangers)):
         own = [row for row in known if row["domain"] == domain]
-        assert {row["control"] for row in own} == {"o-vector", "donor", "mean", "zero"}
-        assert_outcomes(stage.model, own, prompts, vector_of)
-    zero = [row for row in rows if row["control"] == "zero"]
-    assert {(row["mode"], row["start_layer"], row["end_layer"]) for row in zero} == {
-        ("replace", 1, 2)
-    }
+        assert {row["method"] for row in own} == {"o-vector", "donor", "mean", "zero"}
+        assert_outcomes(stage.model, own, prompts, known_vector(made))
 
 
-def test_controls_at_every_start_layer(tiny_model, tmp_path):
+def material(family, made, rival=()):
+    """What methods make their vectors from, on a tiny model."""
+    args = SimpleNamespace(settings=made.settings, prompts=made.prompts, rival=list(rival))
+    own = kept_rows(made.prompts, NOVEL)
+    return Material.of(args, load.engine_of(family.model, 64), own, Donors(made.vectors))
+
+
+def stacked(vectors):
+    return torch.stack([vector.value for vector in vectors])
+
+
+def test_each_method_is_what_its_name_says(family, tmp_path):
+    made = cell(family, tmp_path)
+    rival = tmp_path / "rival.safetensors"
+    drawn = torch.randn(2, D_MODEL, generator=torch.Generator().manual_seed(9))
+    write_vectors(rival, {(8, 2): drawn[0], (None, 2): drawn[1]}, {2: [8]})
+    found = material(family, made, [rival])
+    parallel = found.engine.parallel
+    searched = candidates(found)
+    keys = [(v.method, v.source_layer) for v in searched]
+    # One a source layer, the commonest first; the rival has one layer, zero none.
+    names = ("o-vector", "mean", "difference", "unrelated", "random")
+    assert sorted(keys, key=str) == sorted(
+        [*itertools.product(names, (0, 1)), ("rival", 2), ("zero", None)], key=str
+    )
+    for layer, ids in made.flips.items():
+        first = made.tensors[ids[0], layer]
+        (single,) = METHODS["o-vector"].search(found, layer)
+        torch.testing.assert_close(single.value, first)
+        (mean,) = METHODS["mean"].search(found, layer)
+        torch.testing.assert_close(mean.value, made.tensors[None, layer])
+        others = METHODS["rival"].search(found, layer)
+        assert len(others) == (layer == 1)  # it has one source layer, for our commonest
+        for other in others:
+            torch.testing.assert_close(other.value, drawn[1])
+        # Random: as long as the donor's, and nothing to do with it or each other.
+        random_ones = METHODS["random"].report(found, layer)
+        assert len(random_ones) == 20
+        directions = torch.cat([stacked(METHODS["random"].search(found, layer)), first[None]])
+        directions = torch.cat([stacked(random_ones), directions])
+        torch.testing.assert_close(directions.norm(dim=-1), first.norm().repeat(22))
+        directions = torch.nn.functional.normalize(directions)
+        assert (directions @ directions.T - torch.eye(22)).abs().max() < 0.8
+        # About to say the answer minus about to say the argument, over the layer's donors.
+        means = []
+        for prompt_set in ("abstractive", "novel"):
+            rows = [r for r in kept_rows(made.prompts, (prompt_set,)) if r["prompt_id"] in ids]
+            assert len(rows) == len(ids)
+            states = [plain_states(family.model, r["token_ids"], parallel) for r in rows]
+            means.append(torch.stack([s[f"resid_post.{layer:02d}"] for s in states]).mean(0))
+        (difference,) = METHODS["difference"].search(found, layer)
+        expected = means[0] - means[1]
+        torch.testing.assert_close(difference.value, expected, rtol=1e-4, atol=1e-4)
+        # The same FFN on nothing but the random words of a novel prompt.
+        tokenizer, starts = tiny.tokenizer(), []
+        for row in made.rows.values():
+            words = row["text"].split(row["argument"])[0]
+            ids = row["token_ids"][: (len(row["token_ids"]) - 2 * row["argument_length"]) // 3]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            assert words.startswith(text) and len(text) > len(words) / 2
+            starts.append(plain_states(family.model, ids, parallel)[f"ffn_out.{layer:02d}"])
+        unrelated = METHODS["unrelated"].report(found, layer)
+        assert len(unrelated) == 5
+        for vector in (*METHODS["unrelated"].search(found, layer), *unrelated):
+            assert any((s - vector.value).abs().max() <= 1e-4 * s.abs().max() for s in starts)
+    (zero,) = METHODS["zero"].search(found, 1)
+    assert not zero.value.any() and METHODS["zero"].modes == ("replace",)
+
+
+def test_random_vectors_are_each_tasks_own(tiny_model, tmp_path):
+    stage = tiny_model("gpt2")
+    stage.kind = "gpt2"
+    drawn = {}
+    for task in ("towns", "verbs"):
+        made = cell(stage, tmp_path / task, task=task)
+        drawn[task] = stacked(METHODS["random"].report(material(stage, made), 1))
+    every = torch.nn.functional.normalize(torch.cat(list(drawn.values())))
+    assert (every @ every.T - torch.eye(40)).abs().max() < 0.9
+
+
+def test_directions_are_of_the_donors_alone(tiny_model, tmp_path):
     stage = tiny_model("gpt2")
     stage.kind = "gpt2"
     made = cell(stage, tmp_path)
-    made_up_search(made, tmp_path / "search.parquet", start_layer=1, mode="replace", scale=1.0)
-    inputs = {"model": stage.description, "readout": stage.readout, "prompts": made.prompts}
-    inputs |= {"vectors": made.vectors, "settings": json.dumps(made.settings), "batch_tokens": 90}
-    inputs |= {"search": tmp_path / "search.parquet", "output": tmp_path / "out.parquet"}
-    assert main(command("selection", **inputs, controls_over_layers=True)) == 0
-    starts = {}
-    for row in read_table(tmp_path / "out.parquet").to_pylist():
-        assert row["chosen"] == (row["start_layer"] == 1)
-        assert (row["repeat"] is None) == (row["control"] not in ("random", "unrelated"))
-        key = (row["control"], row["donor"], row["repeat"], row["prompt_id"])
-        starts.setdefault(key, []).append(row["start_layer"])
-    for (control, *_), layers in starts.items():
-        everywhere = control in ("o-vector", "random", "unrelated", "zero", "difference")
-        assert sorted(layers) == ([0, 1, 2] if everywhere else [1]), control
-    assert {"difference_once", "donor", "neurons_1", "directions_1"} < {key[0] for key in starts}
-
-
-def planned(family, made, engine, rival=(), **chosen):
-    """The plans of selection by control, for a chosen setting."""
-    args = SimpleNamespace(
-        settings=made.settings, prompts=made.prompts, vectors=made.vectors, rival=list(rival)
-    )
-    donors, vectors = list(made.tensors), torch.stack(list(made.tensors.values()))
-    own = kept_rows(made.prompts, NOVEL)
-    plans = plans_of(Setting.of(chosen, args, engine, own, vectors, donors))
-    names = [plan.labels[0]["control"] for plan in plans]
-    assert len(names) == len(set(names)), names
-    assert all(len(plan.labels) == len(plan.vectors) for plan in plans)
-    return dict(zip(names, plans))
-
-
-def test_each_control_is_what_its_name_says(family, tmp_path):
-    made = cell(family, tmp_path)
-    rival = tmp_path / "rival.safetensors"
-    rival_vectors = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(9))
-    rival_notes = {"donors": json.dumps([[8, 1], [9, 2], [None, 1]])}
-    write_tensors(
-        {"vectors": rival_vectors, "directions": rival_vectors[:2].clone()}, rival, rival_notes
-    )
-    engine = load.engine_of(family.model, 64)
-    donor, layer = next(iter(made.tensors))
-    scale, last = 2.5, tiny.layers_of(family.kind) - 1
-    chosen = {
-        "start_layer": 1,
-        "mode": "add",
-        "scale": scale,
-        "donor": donor,
-        "source_layer": layer,
-    }
-    plans = planned(family, made, engine, [rival], **chosen)
-    vector = made.tensors[donor, layer]
-    parallel = engine.parallel
-    for name, plan in plans.items():
-        if name in ("zero", "difference_once"):
-            continue
-        # All at the chosen setting.
-        assert (plan.start, plan.end, plan.mode, plan.position) == (1, last, "add", "all"), name
-        assert {label["scale"] for label in plan.labels} == {scale}
-
-    def vectors(name):
-        return plans[name].vectors / (1 if name in ("zero", "difference_once") else scale)
-
-    torch.testing.assert_close(vectors("o-vector"), vector[None])
-    torch.testing.assert_close(vectors("donor"), torch.stack(list(made.tensors.values())[1:]))
-    torch.testing.assert_close(vectors("rival"), rival_vectors[-1:])
-    torch.testing.assert_close(vectors("random").norm(dim=-1), vector.norm().repeat(3))
-    # Random: nothing to do with the vector or each other.
-    directions = torch.cat([vectors("random"), vector[None]])
-    cosines = (
-        torch.nn.functional.normalize(directions) @ torch.nn.functional.normalize(directions).T
-    )
-    assert (cosines - torch.eye(4)).abs().max() < 0.6
-    zero = plans["zero"]
-    assert (zero.start, zero.end, zero.mode) == (1, last, "replace") and not zero.vectors.any()
-    # The same FFN on nothing but the random words of a novel prompt.
-    tokenizer, starts = tiny.tokenizer(), []
-    for row in made.rows.values():
-        words = row["text"].split(row["argument"])[0]
-        ids = row["token_ids"][: (len(row["token_ids"]) - 2 * row["argument_length"]) // 3]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        assert words.startswith(text) and len(text) > len(words) / 2
-        starts.append(plain_states(family.model, ids, parallel)[f"ffn_out.{layer:02d}"])
-    assert len(vectors("unrelated")) == 3
-    for found in vectors("unrelated"):
-        assert any((s - found).abs().max() <= 1e-4 * s.abs().max() for s in starts)
-    # About to say the answer minus about to say the argument, over the donors.
-    means, donors = [], {number for number, _ in made.tensors}
-    for prompt_set in ("abstractive", "novel"):
-        rows = [r for r in kept_rows(made.prompts, (prompt_set,)) if r["prompt_id"] in donors]
-        assert len(rows) == len(made.tensors) - 1
-        states = [plain_states(family.model, r["token_ids"], parallel) for r in rows]
-        means.append(torch.stack([s[f"resid_post.{layer:02d}"] for s in states]).mean(0))
-    difference = (means[0] - means[1])[None]
-    torch.testing.assert_close(vectors("difference"), difference, rtol=1e-4, atol=1e-4)
-    once = plans["difference_once"]
-    torch.testing.assert_close(once.vectors, difference, rtol=1e-4, atol=1e-4)
-    assert (once.start, once.end, once.mode) == (1, 1, "add") and once.labels[0]["scale"] == 1
-    # All directions of all eligible vectors give the vector back, one gives its share of it.
-    torch.testing.assert_close(vectors("directions_all"), vector[None], rtol=1e-4, atol=1e-4)
-    first = torch.linalg.svd(torch.stack(list(made.tensors.values())[:-1]), full_matrices=False).Vh[
-        0
-    ]
+    donor = made.flips[1][0]
+    found = {v.method: v.value for v in parts.largest(material(stage, made), 1, donor)}
+    vector = made.tensors[donor, 1]
+    # All of them give the vector back, one gives its share of it.
+    torch.testing.assert_close(found["directions_all"], vector, rtol=1e-4, atol=1e-4)
+    drawn = torch.stack([v for (number, _), v in made.tensors.items() if number is not None])
+    first = torch.linalg.svd(drawn, full_matrices=False).Vh[0]
     torch.testing.assert_close(
-        vectors("directions_1")[0], (vector @ first) * first, rtol=1e-4, atol=1e-4
+        found["directions_1"], (vector @ first) * first, rtol=1e-4, atol=1e-4
     )
 
 
@@ -394,11 +447,10 @@ def test_unrelated_words_hold_nothing_of_a_long_argument(tiny_model):
     model = tiny_model("gpt2").model
     words, argument = [9, 30, 31], list(range(40, 52))
     row = {"token_ids": words + argument + words + argument + words, "argument_length": 12}
-    setting = SimpleNamespace(engine=load.engine_of(model, 64), own=[row], layer=1, seed=0)
-    setting.plan = lambda vectors, names: vectors
-    (found,) = controls.unrelated(setting)
+    made = SimpleNamespace(engine=load.engine_of(model, 64), own=[row], seed=0)
+    (found,) = controls.unrelated(made, 1)
     plain = plain_states(model, words, parallel=False)["ffn_out.01"]
-    torch.testing.assert_close(found, plain[None], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.value, plain, rtol=1e-5, atol=1e-5)
 
 
 # The matrix from the FFN's neurons to the stream, and where its output goes through a norm.
@@ -455,37 +507,30 @@ def test_parts_of_neurons_sum_to_the_update(family, tmp_path):
 
 def test_the_largest_neurons_are_kept(family, tmp_path):
     made = cell(family, tmp_path)
-    engine = load.engine_of(family.model, 64)
-    donor, layer = next(iter(made.tensors))
+    donor = made.flips[1][0]
     abstractive = kept_rows(made.prompts, ("abstractive",))
     ids = next(row["token_ids"] for row in abstractive if row["prompt_id"] == donor)
-    parts, bias, update = plain_parts(family.model, ids, layer)
+    neurons, bias, update = plain_parts(family.model, ids, 1)
     # The donor's own o-vector, as stage ovectors would have cut it.
-    made.tensors[donor, layer] = update
-    chosen = {
-        "start_layer": 0,
-        "mode": "replace",
-        "scale": 1.0,
-        "donor": donor,
-        "source_layer": layer,
-    }
-    plans = planned(family, made, engine, **chosen)
-    order = sorted(range(len(parts)), key=lambda i: -(parts[i] @ update).item())
-    sizes = {"neurons_1": 1, "neurons_10": 10, "neurons_all": len(parts)}
-    sizes |= {"neurons_100": 100} if len(parts) > 100 else {}
-    assert {name for name in plans if name.startswith("neurons")} == set(sizes)
+    write_vectors(made.vectors, made.tensors | {(donor, 1): update}, made.flips)
+    found = {v.method: v for v in parts.largest(material(family, made), 1, donor)}
+    order = sorted(range(len(neurons)), key=lambda i: -(neurons[i] @ update).item())
+    sizes = {"neurons_1": 1, "neurons_10": 10, "neurons_all": len(neurons)}
+    sizes |= {"neurons_100": 100} if len(neurons) > 100 else {}
+    assert {name for name in found if name.startswith("neurons")} == set(sizes)
     for name, size in sizes.items():
-        kept = parts[order[:size]].sum(0) + bias
-        torch.testing.assert_close(plans[name].vectors[0], kept, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(plans["neurons_all"].vectors[0], update, rtol=1e-4, atol=1e-4)
+        kept = neurons[order[:size]].sum(0) + bias
+        torch.testing.assert_close(found[name].value, kept, rtol=1e-4, atol=1e-4)
+        assert (found[name].donor, found[name].source_layer) == (donor, 1)
+    torch.testing.assert_close(found["neurons_all"].value, update, rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_dev_prompt_nothing_is_injected(tiny_model, tmp_path):
-    # Donors' pairs may be all there is: the table is empty, and selection finds nothing to report.
+    # Donors' answers may be all there are: the table is empty, and selection has nothing to report.
     stage = tiny_model("gpt2")
     stage.kind = "gpt2"
-    count = len(kept_rows(write_prompts(stage, tmp_path), NOVEL))
-    made = cell(stage, tmp_path, donors=count)
+    made = cell(stage, tmp_path)
+    write_vectors(made.vectors, made.tensors, made.flips | {5: list(made.rows)})
     assert run_cell("interventions", stage, made, "search.parquet", first=0, last=2) == []
     search = tmp_path / "search.parquet"
     assert run_cell("selection", stage, made, "out.parquet", search=search) == []

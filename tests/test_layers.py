@@ -12,7 +12,17 @@ PACKAGE = REPO / "workflow" / "vecsweep"
 ALLOWED = {
     "engine": {"files", "engine"},
     "methods": {"files", "engine", "tasks", "methods"},
-    "stages": {"files", "layout", "sweep", "statistics", "effects", "tables", "tasks", "engine", "methods"},
+    "stages": {
+        "files",
+        "layout",
+        "sweep",
+        "statistics",
+        "effects",
+        "tables",
+        "tasks",
+        "engine",
+        "methods",
+    },
     "figures": {"figures"},
 }
 

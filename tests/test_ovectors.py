@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections import Counter
 from types import SimpleNamespace
 
 import duckdb
@@ -16,10 +15,13 @@ from test_edits import FINAL_NORM
 from test_states import plain_states
 from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.layout import STAGES
-from vecsweep.stages.ovectors import eligible_donors, spread
+from vecsweep.stages.ovectors import eligible_donors, source_layers
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 SEARCH = {
+    "task": "towns",
+    "start_layers": None,
+    "extents": ["range", "once"],
     "modes": ["replace", "add"],
     "scales": [1.0],
     "position": "all",
@@ -27,8 +29,8 @@ SEARCH = {
     "dev_prompts": None,
     "test_prompts": None,
     "seed": 0,
-    "controls_over_layers": False,
 }
+CUT = {"donors": "flips", "source_layers": 2, "per_layer": 4, "seed": 0}
 
 
 def chain(results, name, weights, task, layers, max_prompts=None):
@@ -62,7 +64,7 @@ def chain(results, name, weights, task, layers, max_prompts=None):
         "vectors": vectors,
         "table": path("ovectors"),
     }
-    run_stage("ovectors", readout=made.readout, prompts=prompts, **cut, donors=4, seed=0)
+    run_stage("ovectors", readout=made.readout, prompts=prompts, **cut, **CUT)
     inputs |= {"batch_tokens": 2048, "settings": search}
     run_stage("interventions", **inputs, vectors=vectors, **ends, output=injected)
     run_stage("selection", **inputs, vectors=vectors, search=injected, output=path("selection"))
@@ -84,7 +86,7 @@ def assert_no_vectors(made, d_model):
     tables = [read_table(path) for path in made.tables]
     assert [table.num_rows for table in tables] == [0, 0, 0]
     assert {"donor", "layer", "norm", "promoted"} <= set(tables[0].column_names)
-    assert {"start_layer", "control", "answer_rank_after"} <= set(tables[1].column_names)
+    assert {"start_layer", "method", "answer_rank_after"} <= set(tables[1].column_names)
     assert tables[1].schema.equals(tables[2].schema)
 
 
@@ -114,58 +116,52 @@ def test_a_model_that_answers_nothing_comes_through(tmp_path):
     assert list((results / "tables").glob("*.csv"))
 
 
-# (prompt set, pattern, function layer, function site) and whether it may give an o-vector.
+# (prompt set, function layer, function site, flip layer), and the layer that each rule cuts it from.
 CASES = {
-    "by-ffn": ("abstractive", "argument-function", 2, "ffn", True),
-    "direct": ("abstractive", "direct", 1, "ffn", True),
-    "either-alone": ("abstractive", "argument-function", 2, "both", True),
-    "by-attention": ("abstractive", "argument-function", 2, "attention", False),
-    "only-together": ("abstractive", "argument-function", 2, "joint", False),
-    "incorrect": ("abstractive", "incorrect", None, None, False),
-    "copied": ("extractive", "argument-function", 2, "ffn", False),
+    "flip": (("abstractive", 2, "ffn", 2), {"flips": 2, "any": 2}),
+    "flip-before": (("abstractive", 3, "attention", 1), {"flips": 1}),
+    "direct": (("abstractive", 1, "ffn", None), {"any": 1}),
+    "either-alone": (("abstractive", 2, "both", 2), {"flips": 2, "any": 2}),
+    "by-attention": (("abstractive", 2, "attention", None), {}),
+    "only-together": (("abstractive", 2, "joint", None), {}),
+    "incorrect": (("abstractive", None, None, None), {}),
+    "at-the-first-layer": (("abstractive", 0, "ffn", 0), {"flips": 0, "any": 0}),
+    "copied": (("extractive", 2, "ffn", 2), {}),
 }
 
 
-def case_rows(case, out_of_domain=False):
+def case_rows(case, split="train"):
     """Prompt and stages rows: the case is prompt 7, in the second row of its set's prompts."""
-    prompt_set, pattern, layer, site, _ = CASES[case]
+    (prompt_set, layer, site, flip), _ = CASES[case]
     prompts, stages = [], []
     for number in (3, 7):
         for which in ("abstractive", "extractive"):
             mine = number == 7 and which == prompt_set
-            prompts.append(
-                {
-                    "prompt_id": number,
-                    "prompt_set": which,
-                    "argument": f"x{number}",
-                    "answer": f"y{number}",
-                    "out_of_domain": out_of_domain,
-                }
-            )
-            stages.append(
-                {
-                    "prompt_id": number,
-                    "prompt_set": which,
-                    "pattern": pattern if mine else "incorrect",
-                    "function_layer": layer if mine else None,
-                    "function_site": site if mine else None,
-                }
-            )
+            names = {"prompt_id": number, "prompt_set": which}
+            words = {"argument": f"x{number}", "answer": f"y{number}"}
+            prompts.append(names | words | {"split": split})
+            found = {"function_layer": layer, "function_site": site, "flip_layer": flip}
+            stages.append(names | (found if mine else dict.fromkeys(found)))
     prompts.sort(key=lambda row: row["prompt_set"])
     return prompts, stages
 
 
+@pytest.mark.parametrize("rule", ["flips", "any"])
 @pytest.mark.parametrize("case", CASES)
-def test_who_may_give_an_o_vector(case):
+def test_who_may_give_an_o_vector(case, rule):
     prompts, stages = case_rows(case)
-    donor = {"prompt_id": 7, "argument": "x7", "answer": "y7", "layer": CASES[case][2], "row": 1}
-    assert eligible_donors(prompts, stages) == ([donor] if CASES[case][-1] else [])
+    layer = CASES[case][1].get(rule)
+    donor = {"prompt_id": 7, "argument": "x7", "answer": "y7", "layer": layer, "row": 1}
+    found = eligible_donors(prompts, stages, rule)
+    assert found == ([] if layer is None else [donor])
     # Stages rows come in any order.
-    assert eligible_donors(prompts, stages[::-1]) == eligible_donors(prompts, stages)
+    assert eligible_donors(prompts, stages[::-1], rule) == found
 
 
-def test_out_of_domain_prompts_give_none():
-    assert eligible_donors(*case_rows("by-ffn", out_of_domain=True)) == []
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_only_train_gives_vectors(split):
+    for rule in ("flips", "any"):
+        assert eligible_donors(*case_rows("flip", split), rule) == []
 
 
 def eligible_at(layers):
@@ -175,46 +171,48 @@ def eligible_at(layers):
 @pytest.mark.parametrize(
     "layers, count, expected",
     [
-        ([2, 2, 2, 2, 3, 3, 7], 4, {2: 2, 3: 1, 7: 1}),
-        ([2, 2, 2, 2, 3, 3, 7], 6, {2: 3, 3: 2, 7: 1}),
-        ([7, 3, 2], 2, {2: 1, 3: 1}),  # equally common: the lower first
-        ([9, 9, 4], 1, {9: 1}),  # the commonest first
-        ([5, 5], 8, {5: 2}),
-        ([], 4, {}),
+        ([2, 2, 2, 2, 3, 3, 7], 2, [(2, 4), (3, 2)]),
+        ([2, 2, 2, 2, 3, 3, 7], 6, [(2, 4), (3, 2), (7, 1)]),
+        ([7, 3, 2], 2, [(2, 1), (3, 1)]),  # equally common: the lower first
+        ([9, 9, 4], 1, [(9, 2)]),  # the commonest first
+        ([], 4, []),
     ],
 )
-def test_donors_are_spread_over_source_layers(layers, count, expected):
+def test_source_layers_are_the_commonest(layers, count, expected):
     eligible = eligible_at(layers)
     for seed in range(5):
-        chosen = spread(eligible, count, seed)
-        assert Counter(d["layer"] for d in chosen) == expected
-        assert len({d["prompt_id"] for d in chosen}) == len(chosen)
-        assert all(donor in eligible for donor in chosen)
-        assert spread(eligible, count, seed) == chosen
-    if len(chosen) == len(eligible):
-        return
-    draws = {tuple(d["prompt_id"] for d in spread(eligible, count, seed)) for seed in range(20)}
-    assert len(draws) > 1 or len(set(layers)) == len(layers)
+        found = source_layers(eligible, count, seed)
+        assert [(layer, len(donors)) for layer, donors in found.items()] == expected
+        for layer, donors in found.items():
+            assert sorted(d["prompt_id"] for d in donors) == [
+                i for i, other in enumerate(layers) if other == layer
+            ]
+        assert source_layers(eligible, count, seed) == found
+    first = {str(source_layers(eligible, count, seed)) for seed in range(20)}
+    assert len(first) > 1 or len(set(layers)) == len(layers)
 
 
 def stages_table(rows, layers, path):
-    """A stages file that says, seeded, where each abstractive prompt's answer came from."""
+    """A stages file that says, seeded, which FFN flipped each abstractive train prompt."""
     draw = random.Random(5)
-    sites = ["ffn", "ffn", "ffn", "attention", "both", "joint", None]
     columns = [
         {
             "prompt_id": row["prompt_id"],
             "prompt_set": row["prompt_set"],
-            "function_layer": draw.randrange(layers),
-            "function_site": sites[number % len(sites)],
+            "function_layer": 2,
+            "function_site": "attention",
+            "flip_layer": draw.choice([None, *range(layers)]),
         }
-        for number, row in enumerate(rows)
+        for row in rows
     ]
     write_table(pa.Table.from_pylist(columns), path)
+    train = {row["prompt_id"] for row in rows if row["split"] == "train"}
     return {
-        row["prompt_id"]: row["function_layer"]
+        row["prompt_id"]: row["flip_layer"]
         for row in columns
-        if row["prompt_set"] == "abstractive" and row["function_site"] in ("ffn", "both")
+        if row["prompt_set"] == "abstractive"
+        and row["flip_layer"] is not None
+        and row["prompt_id"] in train
     }
 
 
@@ -238,8 +236,7 @@ def cut(family, tmp_path):
         readout=family.readout,
         **paths,
         states=states,
-        donors=4,
-        seed=0,
+        **CUT,
         vectors=vectors,
     )
     return SimpleNamespace(
@@ -254,24 +251,31 @@ def cut(family, tmp_path):
 @torch.inference_mode()
 def test_vectors_are_the_ffns_updates(family, cut):
     donors = json.loads(cut.file.metadata["donors"])
-    assert len(donors) == 5 and cut.file.metadata["eligible"] == str(len(cut.sources))
+    flips = {int(k): ids for k, ids in json.loads(cut.file.metadata["flips"]).items()}
+    assert len(flips) == 2 and cut.file.metadata["eligible"] == str(len(cut.sources))
     assert cut.file.metadata["step_version"] == str(STAGES["ovectors"].version)
     vectors, table = cut.file["vectors"], cut.table.to_pylist()
-    for vector, (prompt_id, layer), row in zip(vectors[:-1], donors, table):
-        assert cut.sources[prompt_id] == layer
-        prompt = cut.rows[prompt_id]
-        plain = plain_states(family.model, prompt["token_ids"], cut.parallel)[
-            f"ffn_out.{layer:02d}"
-        ]
+    assert len(vectors) == len(donors) == len(table)
+
+    def update(prompt_id, layer):
+        ids = cut.rows[prompt_id]["token_ids"]
+        return plain_states(family.model, ids, cut.parallel)[f"ffn_out.{layer:02d}"]
+
+    for vector, (prompt_id, layer), row in zip(vectors, donors, table):
+        # All donors of the layer, also those that are not kept, are in its mean.
+        everyone = [number for number, source in cut.sources.items() if source == layer]
+        assert sorted(flips[layer]) == sorted(everyone) and row["flips"] == len(everyone)
+        chosen = everyone if prompt_id is None else [prompt_id]
+        assert set(chosen) <= set(everyone)
+        plain = torch.stack([update(number, layer) for number in chosen]).mean(0)
         assert (vector - plain).abs().max() <= 1e-5 * plain.abs().max()
-        assert (row["donor"], row["layer"]) == (prompt_id, layer)
+        assert (row["donor"], row["layer"], row["rule"]) == (prompt_id, layer, "flips")
+        prompt = cut.rows.get(prompt_id, {"argument": None, "answer": None})
         assert (row["argument"], row["answer"]) == (prompt["argument"], prompt["answer"])
-    # The mean of the donors is the last; it counts as cut where most of them are.
-    torch.testing.assert_close(vectors[-1], vectors[:-1].mean(0))
-    middle = sorted(layer for _, layer in donors[:-1])[1]
-    assert donors[-1] == [None, middle] and table[-1]["donor"] is None
-    assert table[-1]["argument"] is None and table[-1]["layer"] == middle
     assert {(row["model"], row["task"]) for row in table} == {(family.kind, "towns")}
+    for layer, everyone in flips.items():
+        here = [number for number, source in donors if source == layer]
+        assert len(here) == min(len(everyone), CUT["per_layer"]) + 1 and here[-1] is None
 
 
 @torch.inference_mode()
@@ -280,9 +284,10 @@ def test_what_is_said_of_a_vector(family, cut):
     default = "transformer.ln_f" if hasattr(family.model, "transformer") else "model.norm"
     norm = family.model.get_submodule(FINAL_NORM.get(family.model.config.model_type, default))
     logits = family.model.get_output_embeddings()(norm(vectors))
-    mean = vectors[-1]
+    means = {row["layer"]: v for row, v in zip(table, vectors) if row["donor"] is None}
     for vector, scores, row in zip(vectors, logits, table):
         assert row["norm"] == pytest.approx(vector.square().sum().sqrt().item(), rel=1e-5)
+        mean = means[row["layer"]]
         cosine = (vector @ mean) / (vector.norm() * mean.norm())
         assert row["cosine_to_mean"] == pytest.approx(cosine.item(), abs=1e-5)
         # The ten largest and smallest logits of the vector read out, in order.
@@ -292,7 +297,7 @@ def test_what_is_said_of_a_vector(family, cut):
         ):
             torch.testing.assert_close(scores[tokens], best.values[:10], rtol=1e-5, atol=1e-5)
             assert len(set(tokens)) == 10
-    assert table[-1]["cosine_to_mean"] == pytest.approx(1, abs=1e-5)
+        assert row["donor"] is not None or row["cosine_to_mean"] == pytest.approx(1, abs=1e-5)
 
 
 def test_directions_span_the_eligible_vectors(family, cut):

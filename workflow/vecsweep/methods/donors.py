@@ -22,13 +22,15 @@ def mean(material: Material, layer: int) -> list[Vector]:
 
 
 def rival(material: Material, layer: int) -> list[Vector]:
-    """The mean of another task's source layer of the same place: its commonest for our commonest."""
+    """The mean of another task's source layer of the same place: its commonest for our commonest.
+
+    None where that task has fewer source layers.
+    """
     place = list(material.donors.flips).index(layer)
     found = []
     for path in material.rivals:
         theirs = Donors(path)
         layers = list(theirs.flips)
-        if layers:
-            source = layers[min(place, len(layers) - 1)]
-            found.append(Vector(theirs.mean(source), "rival", source))
+        if place < len(layers):
+            found.append(Vector(theirs.mean(layers[place]), "rival", layers[place]))
     return found

@@ -13,16 +13,15 @@ from vecsweep.engine.forward import (
     last_token_states,
     run_decoder,
 )
-from vecsweep.engine.plans import named, plan, run_plans
+from vecsweep.engine.plans import Plan, run_plans
 from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.files import PACKAGE, read_json
 from vecsweep.stages import prompts
 from vecsweep.stages.lens import TARGETS, decode_site, sites
-from vecsweep.tasks.rows import prompt_groups
+from vecsweep.tasks.rows import all_answers, prompt_groups
 
 MODELS = ("gemma3-270m", "smollm2-135m-instruct")
 TASK = PACKAGE / "tasks" / "capitals.yaml"
-SEARCH = {"scales": [1.0], "position": "all", "end_depth": 1}
 
 
 def prepare(args):
@@ -50,10 +49,10 @@ def o_vector(engine, rows):
 
 def resumed_sweep(engine, readout, rows, vector):
     """All start layers by stage interventions."""
-    last, names = len(engine.blocks) - 1, [named("o-vector", 0)]
-    plans = [plan(SEARCH, "replace", start, last, vector, names) for start in range(last + 1)]
+    last = len(engine.blocks) - 1
+    plans = [Plan(start, last, "replace", "all", vector, [{}]) for start in range(last + 1)]
     ranks = {}
-    for outcome in run_plans(engine, readout, rows, plans):
+    for outcome in run_plans(engine, readout, rows, plans, all_answers(rows)):
         key = (outcome["start_layer"], outcome["prompt_id"])
         ranks |= {(*key, name): outcome[f"{name}_rank_after"] for name in ("argument", "answer")}
     return len(rows), ranks

@@ -95,6 +95,7 @@ SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' A
        1::INT AS argument_length, 1::INT AS answer_length,
        (1 + prompt_id % 8)::INT AS first_token_letters,
        'argument one, answer one' AS stratum, if(prompt_id % 2 = 0, 'dev', 'test') AS split,
+       0::TINYINT AS template, prompt_set = 'extractive' AS answer_in_prompt,
        NULL::VARCHAR AS dropped
 FROM unnest(['abstractive', 'extractive', 'novel']) AS p(prompt_set),
      unnest(range(greatest($prompts, $novel))) AS i(prompt_id)
@@ -102,36 +103,34 @@ WHERE prompt_id < if(prompt_set = 'novel', $novel, $prompts)
 ORDER BY prompt_set, prompt_id
 """
 
-# On dev six donors from every start layer; on test one of them and its controls.
+# On dev every method from every start layer; on test each at one setting, with its vectors.
 INTERVENTIONS = """
 WITH settings AS (
-    SELECT start_layer, donor, control,
-           if(control = 'difference_once', start_layer, $layers - 1) AS end_layer
+    SELECT start_layer, method, vector
     FROM unnest(range($first, $last + 1)) AS l(start_layer),
-         unnest(if($split = 'dev', range(-1, 5), range(3))) AS d(donor),
-         unnest(if($split = 'dev', ['o-vector'],
-                   ['o-vector', 'random', 'unrelated', 'difference', 'difference_once', 'zero'])) AS
-         c(control)
-    WHERE (donor = 0 OR control IN ('random', 'unrelated') OR $split = 'dev')
-      AND (control != 'difference_once' OR start_layer = $layers // 2)
+         unnest(['o-vector', 'mean', 'difference', 'random', 'unrelated', 'zero']) AS m(method),
+         unnest(if($split = 'dev', [0], if(method = 'random', range(20), [0]))) AS v(vector)
+    WHERE $split = 'dev' OR start_layer = $layers // 2
 ),
 drawn AS (
-    SELECT *, hash($model, $task, start_layer, donor, control, prompt_id) AS seed
+    SELECT *, hash($model, $task, start_layer, method, vector, prompt_id) AS seed
     FROM settings, unnest(range(if($split = 'dev', 0, 1), $novel, 2)) AS i(prompt_id)
 )
 SELECT $model AS model, $task AS task, $task AS ovector_task,
-       if(control = 'o-vector', nullif(donor, -1), NULL)::INT AS donor,
-       if(control IN ('random', 'unrelated'), donor, NULL)::SMALLINT AS repeat,
-       if($split = 'test', start_layer = $layers // 2, NULL) AS chosen,
+       if(method = 'o-vector', 0, NULL)::INT AS donor,
+       if(method = 'random' AND $split = 'test', vector, NULL)::SMALLINT AS repeat,
        7::SMALLINT AS source_layer, start_layer::SMALLINT AS start_layer,
-       end_layer::SMALLINT AS end_layer, 'replace' AS mode, 'all' AS position, 1::FLOAT AS scale,
-       control, 'in' AS domain, $split AS split, prompt_id::INT AS prompt_id,
+       ($layers - 1)::SMALLINT AS end_layer, 'replace' AS mode, 'all' AS position,
+       1::FLOAT AS scale, method, 'in' AS domain, $split AS split, prompt_id::INT AS prompt_id,
        0::INT AS argument_rank_before, 3::INT AS argument_rank_after,
        20::INT AS answer_rank_before, (seed % 30)::INT AS answer_rank_after,
        (prompt_id % $vocabulary)::INT AS top_before,
-       ((prompt_id + seed % 3) % $vocabulary)::INT AS top_after
+       ((prompt_id + seed % 3) % $vocabulary)::INT AS top_after,
+       1::SMALLINT AS accepted, 50::SMALLINT AS others, 20::SMALLINT AS place_before,
+       (seed % 30)::SMALLINT AS place_after, (seed % 7)::FLOAT AS own_lift,
+       (seed % 5)::FLOAT AS others_lift
 FROM drawn
-ORDER BY start_layer, control, donor, prompt_id
+ORDER BY start_layer, method, vector, prompt_id
 """
 
 
@@ -171,15 +170,12 @@ def make(sweep: Sweep, size: Size) -> None:
                 write("lens", "lens", here, lens[-1])
                 found = rows(INTERVENTIONS, **block, split="dev")
                 write("interventions", "interventions", here, found)
-            # As in a sweep, the controls of one task only are tried from every start layer.
-            middle = size.layers // 2
-            first, last = (0, size.layers - 1) if task == sweep.tasks[0] else (middle, middle)
-            found = rows(INTERVENTIONS, **names, first=first, last=last, split="test")
+            found = rows(INTERVENTIONS, **names, first=0, last=size.layers - 1, split="test")
             write("interventions", "selection", cell, found)
             write("stages", "stages", cell, stages_of(pa.concat_tables(lens)))
             vectors = [
                 names | {"donor": donor, "layer": 7, "norm": 1.0, "cosine_to_mean": 0.9}
-                | {"argument": None, "answer": None}
+                | {"rule": "flips", "flips": 9, "argument": None, "answer": None}
                 | {"promoted": list(range(10)), "demoted": list(range(10, 20))}
                 for donor in (None, *range(5))
             ]  # fmt: skip
