@@ -142,6 +142,7 @@ ROWS = (
         inputs=ENGINE | PROMPTS,
         outputs={"output": TENSORS},
         minutes=(30, 5, 720),
+        version=2,  # resid_pre.00 of sequential blocks too
         **MODEL_RUNS,
     ),
     Stage(
