@@ -187,7 +187,9 @@ def test_own_outputs_change_nothing(family):
             for (sublayer, layer), given in clean.outputs.items():
                 edit = Edit({layer: given[place : place + 1]}, "replace", "last", sublayer)
                 found = edits.resume(engine, alone, edit)[0]
-                torch.testing.assert_close(found, clean.last[place : place + 1], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(
+                    found, clean.last[place : place + 1], rtol=1e-5, atol=1e-5
+                )
         assert len(clean.outputs) == len(edits.SUBLAYERS) * len(engine.blocks)
 
 

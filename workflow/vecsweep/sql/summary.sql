@@ -59,6 +59,12 @@ FROM read_parquet($interventions);
 CREATE TABLE ablations AS
 SELECT * FROM read_parquet($ablations);
 
+CREATE TABLE swaps AS
+SELECT * FROM read_parquet($swaps);
+
+CREATE TABLE attribution AS
+SELECT * FROM read_parquet($attribution);
+
 -- A prompt under an intervention, judged. No effect: the top token is the one of the clean run.
 -- Error classes of prompts whose answer is not on top: the argument is on top (stays); the first
 -- token of another answer is, of the prompt's task or of the o-vector's (other_answer); anything
