@@ -220,7 +220,8 @@ def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     if clean.earlier is not None:
         cache = copy.deepcopy(clean.earlier)
         each = torch.arange(prompts, device=engine.device).repeat(variants)
-        for layer in cache.layers[min(edit.vectors) :]:  # those below do not run
+        layers: Any = cache.layers[min(edit.vectors) :]  # those below do not run
+        for layer in layers:
             layer.batch_select_indices(each)
     elif clean.prefix_calls:
         cache = DynamicCache(config=engine.model.config)

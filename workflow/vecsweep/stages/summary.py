@@ -197,7 +197,7 @@ def add_attribution_bands(connection, resamples: int, seed: int) -> None:
     columns = ["contribution", "low", "high"]
     types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
     types |= {"layer": "Int16", "prompts": "int64"}
-    add(connection, "attribution_bands", pd.DataFrame(columns=types).astype(types))
+    add(connection, "attribution_bands", pd.DataFrame(columns=[*types]).astype(types))
     cells = "SELECT DISTINCT model, task, prompt_set FROM attribution WHERE correct ORDER BY ALL"
     for cell in connection.execute(cells).fetchall():
         rows = connection.execute(
