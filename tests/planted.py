@@ -8,6 +8,9 @@ A planted model answers one relation, by design:
            "say the argument" into "say its answer": the FFN, or in the twin attention.
 The FFNs of the other blocks add vectors that mean nothing, so that the right one must be found.
 
+In the look-up twin the same FFN knows the facts instead: a neuron an argument, which adds that
+argument's own answer.
+
 The stream is a sum of features: rows of an orthonormal matrix, each of mean zero, so that a layer
 norm only scales it. One constant feature is much longer than the rest and keeps that scale steady.
 """
@@ -29,6 +32,7 @@ COUNT, OUTSIDE = 24, 6  # pairs, of which the last ones are out-of-domain
 CONSTANT = 10.0  # length of the constant feature
 SAYS, LEANS = 3.0, 2.0  # how far block 0 says the argument, and leans to arguments over answers
 STEP = 3.0  # length of the planted vector; flips the lean for good
+KNOWN = 10.0  # how far a looked-up answer is said: over any other answer that the stream would say
 
 _STEMS = ["Bal", "Cor", "Den", "Fal", "Gor", "Hal", "Jor", "Kel", "Lor", "Mel", "Nor", "Pel"]
 ARGUMENTS = [stem + end for end in ("land", "stan") for stem in _STEMS]
@@ -164,6 +168,9 @@ def _neurons(f, site) -> dict[int, tuple]:
     neurons = {i: (_rows(10 * always), _rows(STEP * f.rest[i] / 10)) for i in range(LAYERS)}
     if site == "ffn":
         neurons[LAYER] = _rows(20 * f.flag - 10 * always), _rows(planted_vector(f) / 10)
+    if site == "lookup":  # 10 where the flag is and that argument is said, below 0 without either
+        asked = 20 * f.flag + 20 * f.pair / SAYS - 30 * always
+        neurons[LAYER] = asked, (planted_vector(f) + KNOWN * f.copied) / 10
     return neurons
 
 
@@ -173,7 +180,7 @@ def _model(form):
     if form == "bloom":
         sizes |= {"hidden_size": D_MODEL}
     else:
-        sizes |= {"n_embd": D_MODEL, "n_positions": CONTEXT, "n_inner": 16}
+        sizes |= {"n_embd": D_MODEL, "n_positions": CONTEXT, "n_inner": COUNT}
     if form == "gptj":
         sizes |= {"rotary_dim": ROTARY}
     config = transformers.AutoConfig.for_model(form, **sizes, **special)
@@ -200,7 +207,10 @@ def _attention_matrices(form, heads):
 
 @torch.no_grad()
 def build(form, site="ffn"):
-    """(model, planted vector): a causal LM of a form, its function applied by `site`."""
+    """(model, planted vector): a causal LM of a form, its function applied by `site`.
+
+    A site is `ffn`, `attention`, or `lookup` for an FFN that recalls each answer.
+    """
     f = Features()
     model = _model(form)
     for parameter in model.parameters():

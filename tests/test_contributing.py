@@ -61,6 +61,7 @@ def grid(copy, kind):
         "prompts": {"max_prompts": 3},
         "interventions": {"tasks": []},
         "ablations": {"tasks": []},
+        "swaps": {"tasks": []},
     }
     (copy.folder / "config.yaml").write_text(yaml.safe_dump(config))
 

@@ -47,6 +47,8 @@ def block_of(model, layer):
 
 
 def sublayer_of(model, layer, sublayer):
+    if sublayer == "block":
+        return block_of(model, layer)
     names = SUBLAYERS.get(model.config.model_type, LLAMA)
     return block_of(model, layer).get_submodule(names[sublayer])
 
@@ -99,10 +101,10 @@ def vectors_for(layers, variants=2, seed=0):
     return {layer: torch.randn(variants, D_MODEL, generator=generator) for layer in layers}
 
 
-def assert_resumed(engine, prompts, edit, tolerance=1e-5):
+def assert_resumed(engine, prompts, edit, tolerance=1e-5, last_only=False):
     """Every prompt and variant within `tolerance` of the largest entry of a plain run."""
     model, done, worst = engine.model, [], 0
-    for clean in edits.clean_runs(engine, prompts, edit.variants):
+    for clean in edits.clean_runs(engine, prompts, edit.variants, last_only):
         found = edits.resume(engine, clean, edit)
         assert found.shape == (edit.variants, len(clean.rows), D_MODEL)
         for (place, row), variant in itertools.product(enumerate(clean.rows), range(edit.variants)):
@@ -130,11 +132,65 @@ def test_equals_plain_hooks(family, mode, prefix):
     before = state_of(family.model)
     last = tiny.layers_of(family.kind) - 1
     for start, sublayer, position in itertools.product(
-        (0, last // 2, last), ("ffn", "attention"), ("all", "last")
+        (0, last // 2, last), edits.SUBLAYERS, ("all", "last")
     ):
         vectors = vectors_for(range(start, last + 1))
         assert_resumed(engine, prompts, Edit(vectors, mode, position, sublayer))
     assert state_of(family.model) == before
+
+
+@pytest.mark.parametrize("prefix", [0, 6])
+@pytest.mark.parametrize("mode", ["replace", "add"])
+def test_the_last_token_alone_equals_plain_hooks(family, mode, prefix):
+    # Ends of one token too: without a shared beginning, nothing then stands before the last one.
+    engine, prompts = load.engine_of(family.model, 12), prompts_with(prefix, (3, 1, 9, 3, 3, 2))
+    last, before = tiny.layers_of(family.kind) - 1, state_of(family.model)
+    for start, sublayer in itertools.product((0, last // 2, last), edits.SUBLAYERS):
+        for layers in ([start], range(start, last + 1)):
+            edit = Edit(vectors_for(layers), mode, "last", sublayer)
+            assert_resumed(engine, prompts, edit, last_only=True)
+    assert state_of(family.model) == before
+
+
+def test_the_last_token_alone_runs_again(family):
+    engine, prompts = load.engine_of(family.model, 64), prompts_with(6, (4, 4, 4))
+    (clean,) = edits.clean_runs(engine, prompts, 2, last_only=True)
+    seen, handles = [], []
+    for layer, block in enumerate(engine.blocks):
+
+        def saw(module, args, output, layer=layer):
+            seen.append((layer, *forward.first(output).shape))
+
+        handles.append(block.register_forward_hook(saw))
+    with forward.hooks(handles):
+        edits.resume(engine, clean, Edit(vectors_for([1]), position="last"))
+    assert seen == [(layer, 6, 1, D_MODEL) for layer in range(1, len(engine.blocks))]
+    with pytest.raises(ValueError, match="edits of the last token"):
+        edits.resume(engine, clean, Edit(vectors_for([1])))
+
+
+def test_one_clean_run_serves_many_edits_of_the_last_token(family):
+    engine, prompts = load.engine_of(family.model, 64), prompts_with(6, (9, 9))
+    (clean,) = edits.clean_runs(engine, prompts, 2, last_only=True)
+    layers = range(tiny.layers_of(family.kind))
+    both = [edits.resume(engine, clean, Edit(vectors_for([i]), position="last")) for i in layers]
+    again = [edits.resume(engine, clean, Edit(vectors_for([i]), position="last")) for i in layers]
+    assert all(torch.equal(a, b) for a, b in zip(both, again))
+
+
+def test_own_outputs_change_nothing(family):
+    # What a clean run says that each sublayer gave is what the stream was made of.
+    engine, prompts = load.engine_of(family.model, 64), prompts_with(6, (3, 3, 4))
+    for clean in edits.clean_runs(engine, prompts, 1, last_only=True):
+        for place, row in enumerate(clean.rows):
+            alone = next(edits.clean_runs(engine, [prompts[row]], 1, last_only=True))
+            for (sublayer, layer), given in clean.outputs.items():
+                edit = Edit({layer: given[place : place + 1]}, "replace", "last", sublayer)
+                found = edits.resume(engine, alone, edit)[0]
+                torch.testing.assert_close(
+                    found, clean.last[place : place + 1], rtol=1e-5, atol=1e-5
+                )
+        assert len(clean.outputs) == len(edits.SUBLAYERS) * len(engine.blocks)
 
 
 def test_clean_run_is_a_plain_run(family):

@@ -1,5 +1,6 @@
 """Every figure from a small made-up sweep: complete, readable, the same bytes each time."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -24,7 +25,7 @@ TASKS = ["capitals", "us_capitals", "past_tense", "colored_objects", "a_fifth_ta
 TASKS += [f"task_{k}" for k in range(6, 15)]
 TOKENS = [" Poland", " Warsaw", "\n", "$x_1$", "】", "verylongtokenindeedyes"]
 KINDS = ["one-to-one", "many-to-one", "one-to-many"]
-PROMPTS, NOVEL, LAYERS = 6, 24, 12
+PROMPTS, NOVEL, LAYERS, EXCHANGED = 6, 24, 12, 8
 CHOSEN, SOURCES = 8, {2: 7, 4: 8, None: 7}  # start layer; layers of the donors and their mean
 LENGTHS = {"argument": 3, "answer": 2, "letters": 8}  # of the words, in turn
 
@@ -50,11 +51,16 @@ def make_database(
         write(files, folder, "lens", wide)
         write(files, folder, "stages", stages_of(wide))
         write(files, folder, "prompts", pa.Table.from_pylist([*prompt_rows(model, task)]))
-    files |= {stage: [] for stage in ("ovectors", "interventions", "ablations")}
+        rows = [*attribution_rows(rng, model, task, answered)]
+        table = pa.Table.from_pylist(rows, tables.schema("attribution"))
+        write(files, folder, "attribution", table)
+    files |= {stage: [] for stage in ("ovectors", "interventions", "ablations", "swaps")}
     for model, task in cells if injected else []:
         rows = [*ablation_rows(rng, model, task)]
         write(files, folder, "ablations", pa.Table.from_pylist(rows, tables.schema("ablations")))
         if answered:
+            rows = [*swap_rows(rng, model, task)]
+            write(files, folder, "swaps", pa.Table.from_pylist(rows, tables.schema("swaps")))
             rows = [*ovector_rows(model, task)]
             write(files, folder, "ovectors", pa.Table.from_pylist(rows, tables.schema("ovectors")))
             rows = [*intervention_rows(rng, model, task, TASKS[:tasks])]
@@ -246,6 +252,42 @@ def ablation_rows(rng, model, task):
                     }
 
 
+def swap_rows(rng, model, task):
+    """Rows of stage swaps: the answer goes along with one FFN of capitals, and with late states."""
+    for prompt, other in itertools.permutations(range(EXCHANGED), 2):
+        for layer in range(LAYERS):
+            for part in ("ffn", "attention", "state"):
+                along = layer >= 8 if part == "state" else (part, layer) == ("ffn", 8)
+                along &= part == "state" or task == TASKS[0]
+                chance = 0.9 if along else 0.05
+                ranks = [3, 0] if rng.random() < chance else [0 if rng.random() < 0.9 else 1, 4]
+                yield {"model": model, "task": task, "prompt_id": prompt, "other_id": other} | {
+                    "layer": layer,
+                    "sublayer": part,
+                    "own_rank": ranks[0],
+                    "others_rank": ranks[1],
+                    "outcome": "own" if not ranks[0] else "neither" if ranks[1] else "others",
+                    "function_layer": 8 - prompt % 2 * (prompt > 5),
+                    "function_site": "attention" if prompt == 7 else "ffn",
+                }
+
+
+def attribution_rows(rng, model, task, answered):
+    """Rows of stage attribution: attention says the argument, the FFN of layer 8 the answer."""
+    parts = [(layer, part) for layer in range(LAYERS) for part in ("attention", "ffn")]
+    for prompt_set in ("abstractive", "extractive"):
+        for prompt in range(PROMPTS):
+            for layer, part in [(None, "embedding"), (None, "bias"), *parts]:
+                mean = {(5, "attention"): -4, (8, "ffn"): 7}.get((layer, part), 0)
+                yield {"model": model, "task": task, "prompt_set": prompt_set} | {
+                    "prompt_id": prompt,
+                    "layer": layer,
+                    "sublayer": part,
+                    "contribution": float(rng.normal(mean, 1)),
+                    "correct": answered and prompt < PROMPTS - 1,
+                }
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """drawn(name, models, tasks, ...): the matplotlib Figure; each one is made once."""
@@ -324,6 +366,7 @@ def test_number_of_panels(name, models, tasks, drawn):
         "tokenization": 3 * models,
         "relations": 2 * models,
         "ablation_twins": 5 * models,
+        "swaps": 3 * models * tasks,
     }
     assert len(panels(drawn(name, models, tasks))) == expected.get(name, models * tasks)
 
@@ -366,6 +409,8 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
         "relations": ["Mean reciprocal rank", "Top-1", "one-to-one", "n < 20", "before"],
         "ablations": ["Share of the FFNs removed", "Accuracy", "extractive", "n = 10 each"],
         "ablation_twins": ["Accuracy", "attention", "random order", "their mean", "n = 10 each"],
+        "swaps": ["Share of the pairs", "Depth of the exchanged", "Capitals: state", "n = 8"],
+        "attribution": ["logit(answer)", "Depth, (layer + 1) / layers", "FFN", "n = 5"],
     }
     for label in needed[name]:
         assert label in written
@@ -406,6 +451,7 @@ def test_without_a_correct_prompt(name, drawn):
         "controls_by_layer": "no task has controls at all start layers",
         "ablations": "n = 10 each",
         "ablation_twins": "n = 10 each",
+        "swaps": "no prompts exchanged anything",
     }
     for name_of in ("interventions", "intervention_example", "start_layers", "controls", "parts"):
         said[name_of] = said["tokenization"] = "no prompt gave an o-vector"
@@ -430,6 +476,7 @@ def test_parallel_blocks(name, drawn):
     ("relations", "no task's o-vectors were injected"),
     ("ablations", "no task was ablated"),
     ("ablation_twins", "no task was ablated"),
+    ("swaps", "no prompts exchanged anything"),
 ])  # fmt: skip
 def test_a_sweep_without_interventions_says_so(name, said, drawn):
     assert said in [text for text, _ in texts(drawn(name, 2, 2, injected=False))]

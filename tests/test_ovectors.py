@@ -58,6 +58,7 @@ def chain(results, name, weights, task, layers, max_prompts=None):
     run_stage("states", **inputs, batch_tokens=2048, output=states)
     run_stage("lens", **inputs, states=states, **ends, output=lens)
     run_stage("stages", lens=lens, output=path("stages"))
+    run_stage("attribution", **inputs, states=states, output=path("attribution"))
     cut = {
         "states": states,
         "stages": path("stages"),
@@ -103,7 +104,7 @@ def test_a_model_that_answers_nothing_comes_through(tmp_path):
         "summary",
         results=results,
         grid={"random": [3, 3]},
-        tasks={"all": ["towns"], "injected": ["towns"], "ablated": ["towns"]},
+        tasks={"all": ["towns"], "injected": ["towns"], "ablated": ["towns"], "swapped": []},
         top_k=5,
         resamples=100,
         database=results / "summary.duckdb",

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 import planted
-from conftest import REPO
+from conftest import REPO, run_stage
 from test_ovectors import assert_no_vectors, chain
-from vecsweep.files import Tensors, read_table
+from test_swaps import chain as swap_chain
+from vecsweep.files import Tensors, read_json, read_table
 from vecsweep.stages import ablations
 
 FFN_MODELS = [f"{form}-ffn" for form in planted.FORMS]
@@ -239,3 +240,88 @@ def test_attention_gives_no_vector_in_other_forms(form, tmp_path):
     for row in read_table(made.ablations).to_pylist():
         removed = range(planted.LAYERS - row["removed_layers"], planted.LAYERS)
         assert row["correct"] == right("attention", row["prompt_set"], row["sublayer"], removed)
+
+
+# Function or fact
+
+
+TWINS = {"ffn": "function", "lookup": "fact"}
+RECALLING = [(form, site) for form in planted.FORMS for site in TWINS]
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory):
+    """A query of the database of all forms, with the vector and with a look-up in its place."""
+    folder = tmp_path_factory.mktemp("exchanged")
+    results, task = folder / "results", planted.write_task(folder / "tasks")
+    for form, site in RECALLING:
+        planted.save(folder / form / site, form, site)
+        swap_chain(results, f"{form}-{site}", folder / form / site, task, planted.LAYERS)
+    assert read_json(results / "models" / "bloom-lookup" / "model.json")["family"] == "bloom"
+    tasks = {"all": ["towns"], "injected": [], "ablated": [], "swapped": ["towns"]}
+    run_stage(
+        "summary",
+        results=results,
+        grid={f"{form}-{site}": [planted.LAYERS, planted.LAYERS] for form, site in RECALLING},
+        tasks=tasks,
+        top_k=5,
+        resamples=500,
+        database=results / "summary.duckdb",
+        tables=results / "tables",
+    )
+    with duckdb.connect(str(results / "summary.duckdb"), read_only=True) as database:
+        yield lambda sql, *values: database.execute(sql, values).fetchall()
+
+
+@pytest.mark.parametrize("form, site", RECALLING)
+def test_function_and_fact_are_told_apart(exchanged, form, site):
+    name = f"{form}-{site}"
+    # Both look the same to all that does not exchange: the FFN of that layer puts the answer on top.
+    found = exchanged(
+        """SELECT DISTINCT pattern, argument_first, argument_last, function_layer, function_site,
+                  saturation_layers
+           FROM stages WHERE model = ? AND prompt_set = 'abstractive'""",
+        name,
+    )
+    assert found == [built_stages("ffn")["abstractive"]]
+    found = exchanged(
+        """SELECT sublayer, layer, function_prompts, function_prompts_by_ffn, pairs, prompts, verdict
+           FROM swap_verdicts WHERE model = ?""",
+        name,
+    )
+    # Attention does nothing there: what it adds is no fact in either.
+    same = (planted.LAYER, 10, 10, 90, 10)
+    assert found == [("attention", *same, "function"), ("ffn", *same, TWINS[site])]
+
+
+@pytest.mark.parametrize("form, site", RECALLING)
+def test_every_pair_comes_out_as_built(exchanged, form, site):
+    found = exchanged(
+        """SELECT sublayer, list(own ORDER BY layer), list(others ORDER BY layer)
+           FROM swap_shares WHERE model = ? GROUP BY ALL ORDER BY ALL""",
+        f"{form}-{site}",
+    )
+    nobody, everybody = [0] * planted.LAYERS, [1] * planted.LAYERS
+    looked_up = [int(site == "lookup" and i == planted.LAYER) for i in range(planted.LAYERS)]
+    # Block 0's attention says the argument, and with it whose answer the function gives.
+    by_attention = [1, 0, 0, 0]
+    assert found == [
+        ("attention", [1 - x for x in by_attention], by_attention),
+        ("ffn", [1 - x for x in looked_up], looked_up),
+        ("state", nobody, everybody),
+    ]
+
+
+@pytest.mark.parametrize("form, site", RECALLING)
+def test_attribution_finds_the_layer(exchanged, form, site):
+    found = exchanged(
+        """SELECT contribution, low, high, sublayer, layer FROM attribution_shares
+           WHERE model = ? AND prompt_set = 'abstractive' ORDER BY contribution DESC""",
+        f"{form}-{site}",
+    )
+    (largest, low, high, *where), second, *_ = found
+    assert where == ["ffn", planted.LAYER] and low <= largest <= high
+    assert largest > 0 and abs(second[0]) < 0.02 * largest
+    # What speaks for the argument is the head that says it.
+    assert found[-1][3:] == ("attention", 0) and found[-1][0] < 0
+    assert len(found) == 2 * planted.LAYERS + 2

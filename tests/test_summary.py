@@ -105,6 +105,7 @@ def fill(folder, model, task):
         for prompt_id in range(PROMPTS + 2)
     ]  # fmt: skip
     write(folder / "prompts" / model / f"{task}.parquet", rows, tables.schema("prompts"))
+    tables.write("attribution", [], folder / "attribution" / model / f"{task}.parquet")
     named = blocks(model) if model != "stray" else ["0-2"]
     files = [folder / "lens" / model / task / f"{block}.parquet" for block in named]
     for path, block in zip(files, named):
@@ -117,7 +118,7 @@ def fill(folder, model, task):
 def command(results, target, resamples=200):
     settings = {
         "grid": {model: [layers, 2] for model, layers in LAYERS.items()},
-        "tasks": {"all": TASKS, "injected": [], "ablated": []},
+        "tasks": {"all": TASKS, "injected": [], "ablated": [], "swapped": []},
         "resamples": resamples,
         "top_k": 5,
     }

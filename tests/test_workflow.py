@@ -43,6 +43,7 @@ CONFIG = {
     "ovectors": {"donors": 1},
     "interventions": {"tasks": ["verbs"], "dev_prompts": 1, "test_prompts": 1},
     "ablations": {"tasks": ["verbs"], "max_prompts": 1},
+    "swaps": {"tasks": ["verbs"]},
 }
 
 
@@ -224,6 +225,8 @@ CHANGES = {
     "ablations.tasks": ["towns", "verbs"],
     "ablations.twins": [],
     "ablations.max_prompts": 2,
+    "swaps.tasks": ["towns", "verbs"],
+    "swaps.prompts": 2,
     "summary.resamples": 200,
 }
 # What lays out the grid has new cells, and what reads them.
@@ -231,6 +234,7 @@ NEW_CELLS = {
     "models.layers_per_job": ("seq", {"lens", "interventions"}),
     "interventions.tasks": ("towns", {"ovectors", "interventions", "selection"}),
     "ablations.tasks": ("towns", {"ablations"}),
+    "swaps.tasks": ("towns", {"swaps"}),
 }
 
 
@@ -353,8 +357,9 @@ def test_a_figure_more_is_drawn_alone(project):
 # Stage -> the jobs of a group of tasks: one, or one for each layer block.
 GROUPED = dict.fromkeys(("prompts", "states", "lens", "stages"), 1)
 GROUPED |= dict.fromkeys(("ovectors", "interventions", "selection", "ablations"), 1)
+GROUPED |= dict.fromkeys(("swaps", "attribution"), 1)
 GROUPED |= {"lens": 2, "interventions": 2}
-ENDS_OF_TASKS = ("selection", "ablations")
+ENDS_OF_TASKS = ("selection", "ablations", "swaps", "attribution")
 
 
 def grouped(*changes):
@@ -363,6 +368,7 @@ def grouped(*changes):
         ("models", {"both": CONFIG["models"]["seq"] | {"tasks_per_job": 2}}),
         ("interventions", "tasks", None),
         ("ablations", "tasks", None),
+        ("swaps", "tasks", None),
         *changes,
     )
 
@@ -531,7 +537,7 @@ def test_a_comment_reruns_nothing(project, code):
     "stage, untouched",
     [
         ("prompts", {"models"}),
-        ("lens", {"models", "prompts", "states", "ablations"}),
+        ("lens", {"models", "prompts", "states", "ablations", "attribution"}),
         ("summary", None),
     ],
 )

@@ -54,6 +54,12 @@ def compute(engine, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
         found[f"clean, {place}"] = clean.last.cpu()
         for name, edit in edits_of(layers, d_model).items():
             found[f"{name}, {place}"] = edits.resume(engine, clean, edit).cpu()
+    for clean in edits.clean_runs(engine, prompts, 2, last_only=True):
+        place = f"last token of prompts {clean.rows}"
+        for (sublayer, layer), given in clean.outputs.items():
+            found[f"{sublayer} {layer}, {place}"] = given.cpu()
+            edit = Edit({layer: given.flip(0)}, "replace", "last", sublayer)
+            found[f"{sublayer} {layer} turned, {place}"] = edits.resume(engine, clean, edit).cpu()
     for layer in range(layers):
         parts, constant = neuron_parts(engine, layer, prompts[0])
         found[f"parts.{layer}"], found[f"constant.{layer}"] = parts, constant

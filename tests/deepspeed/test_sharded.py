@@ -466,6 +466,7 @@ def sweep(tmp_path_factory):
         "ovectors": {"donors": 2},
         "interventions": {"controls_over_layers": "towns", "dev_prompts": 4, "test_prompts": 4},
         "ablations": {"max_prompts": 6},
+        "swaps": {"prompts": 6},
         "summary": {"resamples": 100},
     }
     snakemake(folder, config, "results/summary.duckdb")
@@ -475,7 +476,7 @@ def sweep(tmp_path_factory):
 def test_the_states_of_two_processes(sweep):
     folder = sweep.folder / "results" / "states"
     one, two = (Tensors(folder / name / "towns.safetensors") for name in ("one", "two"))
-    assert set(one) == set(two) and len(set(one)) == 3 * planted.LAYERS
+    assert set(one) == set(two) and len(set(one)) == 3 * planted.LAYERS + 1
     assert max(off(two[name], one[name]) for name in one) <= 1e-4
     log = (sweep.folder / "logs/states/two/towns.log").read_text()
     assert "engine: tensor, shards: 2" in log and "the processes hold" in log
@@ -507,7 +508,8 @@ def test_the_tables_of_two_processes(sweep):
         for table, column, kind in db.execute(query).fetchall():
             columns.setdefault(table, {})[column] = kind in ("FLOAT", "DOUBLE")
         compared = [table for table in columns if "model" in columns[table]]
-        assert {"lens", "top_tokens", "interventions", "effects", "ablations"} <= set(compared)
+        expected = {"lens", "top_tokens", "interventions", "effects", "ablations", "swaps"}
+        assert expected | {"attribution"} <= set(compared)
         # The planted model has words that are equally likely: which comes first is rounding.
         compared.remove("top_tokens")
         assert_tops(db)

@@ -104,6 +104,7 @@ class Project:
             "summary": {"resamples": 100},
             "interventions": {"tasks": []},
             "ablations": {"tasks": []},
+            "swaps": {"tasks": []},
         }
 
     def add_model(self, name, kind, **settings):

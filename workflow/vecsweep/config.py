@@ -11,7 +11,7 @@ from vecsweep import Problem
 from vecsweep.files import PACKAGE
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
-LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins")
+LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks")
 
 
 class UniqueKeys(yaml.SafeLoader):

@@ -147,6 +147,7 @@ ROWS = (
         inputs=ENGINE | PROMPTS,
         outputs={"output": TENSORS},
         minutes=(30, 5, 720),
+        version=2,  # resid_pre.00 of sequential blocks too
         **MODEL_RUNS,
     ),
     Stage(
@@ -212,6 +213,23 @@ ROWS = (
         version=2,
         **LONG,
     ),
+    Stage(
+        "swaps",
+        "answers with a layer's update (or state) exchanged between prompts: function or fact",
+        inputs=ENGINE | PROMPTS | {"stages": Input("stages")},
+        outputs={"output": TABLE},
+        keys=("swaps.prompts", "prompts.seed"),
+        tasks="swaps.tasks",
+        **LONG,
+    ),
+    Stage(
+        "attribution",
+        "what each sublayer adds to the answer's logit over the argument's",
+        inputs=MODEL | PROMPTS | {"states": Input("states")},
+        outputs={"output": TABLE},
+        memory=(2000, 1000, 32_000),  # the readout in float32
+        minutes=(30, 2, 240),
+    ),
 )
 SUMMARY = Stage(
     "summary",
@@ -227,6 +245,8 @@ SUMMARY = Stage(
         "interventions": Input("interventions"),
         "selection": Input("selection"),
         "ablations": Input("ablations"),
+        "swaps": Input("swaps"),
+        "attribution": Input("attribution"),
     },
     # The grid itself is a setting too: see `Sweep.settings`.
     keys=("summary.resamples", "lens.top_k"),

@@ -132,6 +132,35 @@ def shares(count: int, resamples: int, seed: int):
     return np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples) / count
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """(low, high): 95 % Wilson score interval of a share of `count`."""
+    middle = share + 1.9208 / count
+    wide = 1.96 * math.sqrt(share * (1 - share) / count + 0.9604 / count**2)
+    return (middle - wide) / (1 + 3.8416 / count), (middle + wide) / (1 + 3.8416 / count)
+
+
+def pair_band(values, resamples: int, seed: int = SEED) -> tuple[float, float, float]:
+    """(share, low, high) over the ordered pairs of different items, values [items, items] of 0, 1.
+
+    A pair shares its items with others, so that pairs are not resampled but items, in both roles:
+    a pair weighs the product of how often its two items were drawn, an item beside itself nothing.
+    Where all resamples agree, as they do where all pairs do, their spread says nothing: Wilson's
+    interval for as many trials as there are items stands in its place.
+    """
+    values = np.array(values, float)
+    count = len(values)
+    np.fill_diagonal(values, 0)
+    share = values.sum() / (count * (count - 1))
+    drawn = shares(count, resamples, seed)
+    weight = 1 - (drawn**2).sum(1)  # of all pairs; 0 where one item alone was drawn
+    drawn, weight = drawn[weight > 1e-9], weight[weight > 1e-9]
+    found = ((drawn @ values) * drawn).sum(1) / weight
+    if np.ptp(found) < 1e-9:
+        return float(share), *wilson(share, count)
+    low, high = np.quantile(found, BAND)
+    return float(share), float(low), float(high)
+
+
 def curve_rows(values, drawn, labels: dict) -> list[dict]:
     """Rows of `curves` from values [prompts, 2, layers] and their bootstrap means."""
     low, high = np.quantile(drawn, BAND, axis=0)

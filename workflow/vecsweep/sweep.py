@@ -152,6 +152,7 @@ class Sweep:
                 "all": self.tasks,
                 "injected": self.listed("interventions.tasks"),
                 "ablated": self.listed("ablations.tasks"),
+                "swapped": self.listed("swaps.tasks"),
             }
         return found
 

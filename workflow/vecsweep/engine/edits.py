@@ -1,14 +1,16 @@
 """Edits of a sublayer's output, and runs that resume where the edit starts.
 
 The layers below an edit see what they saw in the clean run, so a sweep over start layers runs
-the clean prompt once and, for each start layer, only the blocks from there on.
+the clean prompt once and, for each start layer, only the blocks from there on. Nor does an edit of
+the last token alone change what the tokens before it are: where all edits are such, their keys and
+values are kept, and only the last token runs again.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -24,6 +26,8 @@ from vecsweep.engine.forward import (
 )
 from vecsweep.engine.load import Engine
 
+Sublayer = Literal["ffn", "attention", "block"]
+SUBLAYERS: tuple[Sublayer, ...] = get_args(Sublayer)
 # A shorter common beginning is not worth a forward pass of its own.
 SHORTEST_PREFIX = 4
 
@@ -33,13 +37,14 @@ class Edit:
     """Replace the output of a sublayer, or add to it, at some layers.
 
     `vectors` maps layer -> [variants, d_model]: each variant is one run. `position` is all tokens
-    or the last. A replaced FFN is not computed. Dropping a sublayer is replacing it by zero.
+    or the last. Of `block`, the output is the residual stream after it. A replaced FFN is not
+    computed. Dropping a sublayer is replacing it by zero.
     """
 
     vectors: dict[int, torch.Tensor]
     mode: Literal["replace", "add"] = "replace"
     position: Literal["all", "last"] = "all"
-    sublayer: Literal["ffn", "attention"] = "ffn"
+    sublayer: Sublayer = "ffn"
 
     @property
     def variants(self) -> int:
@@ -120,12 +125,19 @@ class CleanRun:
     `rows` are the prompts' places in the list given; `last` [prompts, d_model] the last block's
     output at the last token; `calls` and `prefix_calls` (None without a shared beginning) hold
     each block's arguments.
+
+    Of a run for edits of the last token `calls` are those of that token alone, `earlier` the keys
+    and values of all tokens before it (None if there are none), `outputs` what each sublayer of
+    each layer gave at it, [prompts, d_model].
     """
 
     rows: list[int]
     last: torch.Tensor
     calls: list[Call]
     prefix_calls: list[Call] | None
+    last_only: bool = False
+    earlier: Cache | None = None
+    outputs: dict[tuple[Sublayer, int], torch.Tensor] = field(default_factory=dict)
 
 
 @contextmanager
@@ -139,11 +151,31 @@ def _recorded(engine: Engine) -> Iterator[list[Call]]:
         yield calls
 
 
+@contextmanager
+def _given(engine: Engine, wanted: bool) -> Iterator[dict[tuple[Sublayer, int], torch.Tensor]]:
+    """What each sublayer gives at the last token, if wanted."""
+    outputs: dict[tuple[Sublayer, int], torch.Tensor] = {}
+    handles = []
+    for layer in range(len(engine.blocks)) if wanted else ():
+        for sublayer in SUBLAYERS:
+
+            def keep(module, args, output, key=(sublayer, layer)):
+                whole = first(output)
+                outputs[key] = whole.view(engine.shape[0], -1, whole.shape[-1])[:, -1].clone()
+
+            handles.append(engine.part(layer, sublayer).register_forward_hook(keep))
+    with hooks(handles):
+        yield outputs
+
+
 @torch.inference_mode()
 def clean_runs(
-    engine: Engine, prompts: Sequence[Sequence[int]], variants: int
+    engine: Engine, prompts: Sequence[Sequence[int]], variants: int, last_only: bool = False
 ) -> Iterator[CleanRun]:
-    """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens."""
+    """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens.
+
+    With `last_only` they serve edits of the last token alone, which then run no other one again.
+    """
     prefix = shared_prefix(prompts)
     prefix_calls = cache = None
     if prefix < SHORTEST_PREFIX:
@@ -156,27 +188,42 @@ def clean_runs(
     size = max(1, engine.batch_tokens // max(1, variants))
     for rows in equal_length_batches([len(r) for r in rests], size):
         ids = torch.tensor([rests[i] for i in rows], device=engine.device)
-        past = copy.deepcopy(cache)
+        past, start = copy.deepcopy(cache), prefix
         if past is not None:
             past.batch_repeat_interleave(len(rows))
+        if last_only and ids.shape[1] > 1:
+            before, ids = ids[:, :-1], ids[:, -1:]
+            past = run_decoder(engine, before, past, start, use_cache=True).past_key_values
+            start += before.shape[1]
+        earlier = copy.deepcopy(past) if last_only else None  # the run adds the last token to it
         output: list[torch.Tensor] = []
         keep = engine.blocks[-1].register_forward_hook(
             lambda module, args, out, output=output: output.append(first(out)[:, -1])
         )
-        with _recorded(engine) as calls, hooks([keep]):
-            run_decoder(engine, ids, past, prefix)
-        yield CleanRun(rows, output[0], calls, prefix_calls)
+        with _recorded(engine) as calls, hooks([keep]), _given(engine, last_only) as outputs:
+            run_decoder(engine, ids, past, start)
+        again = None if last_only else prefix_calls
+        yield CleanRun(rows, output[0], calls, again, last_only, earlier, outputs)
 
 
 @torch.inference_mode()
 def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     """The last block's output at the last token under an edit: [variants, prompts, d_model].
 
-    Starts from the clean input of the lowest edited block.
+    Starts from the clean input of the lowest edited block. ValueError if a run for edits of the
+    last token is given an edit of all.
     """
     prompts, variants = len(clean.rows), edit.variants
+    if clean.last_only and edit.position != "last":
+        raise ValueError("this clean run is for edits of the last token")
     cache = None
-    if clean.prefix_calls:
+    if clean.earlier is not None:
+        cache = copy.deepcopy(clean.earlier)
+        each = torch.arange(prompts, device=engine.device).repeat(variants)
+        layers: Any = cache.layers[min(edit.vectors) :]  # those below do not run
+        for layer in layers:
+            layer.batch_select_indices(each)
+    elif clean.prefix_calls:
         cache = DynamicCache(config=engine.model.config)
         with applied(engine, edit, 1, has_last=False):
             _run_blocks(engine, clean.prefix_calls, min(edit.vectors), variants, 1, cache)

@@ -42,7 +42,9 @@ class Engine:
         return module_at(self.model, self.family.blocks)
 
     def part(self, layer: int, name: str) -> torch.nn.Module:
-        """The `attention`, `ffn`, `ffn_norm`, `bypass` or `down` module of a block."""
+        """The `attention`, `ffn`, `ffn_norm`, `bypass` or `down` module of a block, or all of it."""
+        if name == "block":
+            return self.blocks[layer]
         return module_at(self.blocks[layer], getattr(self.family, name))
 
 

@@ -70,6 +70,28 @@ class Readout:
             logits = logits + self.bias[index]
         return logits.masked_fill(tokens < 0, -torch.inf)
 
+    def difference(self, states: torch.Tensor, tokens: torch.Tensor, others: torch.Tensor):
+        """(directions [n, d_model], constants [n]): logit(token) - logit(other) is linear in a part.
+
+        The final norm's scale is frozen at the states [n, d_model]. The sum of their parts times
+        the directions, and the constant (what norm and head add by their biases), is the difference
+        of the logits of tokens [n] and others [n] at the states, in float32.
+        """
+        x = states.float()
+        towards = self.weight[tokens] - self.weight[others]
+        constants = torch.zeros(len(x), device=x.device)
+        if self.norm_bias is not None:
+            constants = constants + towards @ self.norm_bias
+        if self.bias is not None:
+            constants = constants + self.bias[tokens] - self.bias[others]
+        directions = towards * self.norm_weight
+        if self.norm_kind == "layer":  # takes the mean off each part, as off their sum
+            directions = directions - directions.mean(-1, keepdim=True)
+            spread = x.var(-1, unbiased=False, keepdim=True)
+        else:
+            spread = x.pow(2).mean(-1, keepdim=True)
+        return directions * torch.rsqrt(spread + self.epsilon), constants
+
 
 @dataclass
 class Decoded:

@@ -24,6 +24,7 @@ FIGURES = {
     "example": Figure("examples", 1, "Top tokens of one prompt, layer by layer", "Stages"),
     "patterns": Figure("patterns", 2, "Patterns and applying sublayers", "Stages"),
     "crossover": Figure("curves", 2, "Crossover against model size", "Stages"),
+    "attribution": Figure("attribution", 1, "What each layer adds to the answer", "Stages"),
     "extractive": Figure("curves", 2, "Abstractive and extractive prompts", "Stages"),
     "interventions": Figure("interventions", 2, "Answer before and after", "o-vectors"),
     "intervention_example": Figure(
@@ -38,6 +39,7 @@ FIGURES = {
     "relations": Figure("relations", 2, "Effect by kind of relation", "o-vectors"),
     "ablations": Figure("ablations", 1, "FFNs removed from the top down", "Ablations"),
     "ablation_twins": Figure("ablations", 1, "Other ways of removal", "Ablations"),
+    "swaps": Figure("swaps", 1, "Function or fact: layers exchanged", "Ablations"),
 }
 
 

@@ -60,6 +60,12 @@ FROM read_parquet($interventions);
 CREATE TABLE ablations AS
 SELECT * FROM read_parquet($ablations);
 
+CREATE TABLE swaps AS
+SELECT * FROM read_parquet($swaps);
+
+CREATE TABLE attribution AS
+SELECT * FROM read_parquet($attribution);
+
 -- What the own answer's reciprocal place among all would be in any order; filled by stage summary.
 CREATE TABLE chances (accepted SMALLINT, others SMALLINT, among_chance DOUBLE);
 

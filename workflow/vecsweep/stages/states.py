@@ -10,6 +10,8 @@ from vecsweep.files import write_tensors
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, prompt_groups, token_hash
 
+FIRST = "resid_pre.00"
+
 
 def run(args):
     """Write the states of a task's prompts."""
@@ -28,10 +30,10 @@ def run(args):
 
 
 def states_of(engine: Engine, rows: list[dict], description: dict) -> dict[str, torch.Tensor]:
-    """`resid_mid.LL`, `ffn_out.LL`, `resid_post.LL` of prompts, each [prompts, d_model].
+    """`resid_pre.00`, `resid_mid.LL`, `ffn_out.LL`, `resid_post.LL`, each [prompts, d_model].
 
-    Parallel blocks have no resid_mid; they have `resid_pre.00` instead, from which each layer's
-    attention update follows.
+    `resid_pre.00` is the stream before the first block; with it each layer's attention update
+    follows from its neighbours. Parallel blocks have no resid_mid.
     """
     progress = progress_line(len(rows), engine.leader)
     states = last_token_states(engine, prompt_groups(rows), progress)
@@ -41,5 +43,5 @@ def states_of(engine: Engine, rows: list[dict], description: dict) -> dict[str, 
                 f"{description['model']}: {name} holds numbers that are infinite or none in "
                 f"{description['dtype']}; give the model a wider dtype"
             )
-    before = "resid_pre.00" if engine.parallel else None
-    return {k: v for k, v in states.items() if not k.startswith("resid_pre") or k == before}
+    # What the other blocks read is the stream that the one before them left.
+    return {k: v for k, v in states.items() if not k.startswith("resid_pre") or k == FIRST}

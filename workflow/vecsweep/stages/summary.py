@@ -20,6 +20,7 @@ from vecsweep.statistics import (
     chance_among,
     crossover_row,
     curve_rows,
+    pair_band,
     resampled_means,
     share_band,
 )
@@ -81,7 +82,8 @@ def limits(memory: int) -> dict:
 def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
-    `tasks` lists `all` tasks, and those whose o-vectors are `injected` or that are `ablated`.
+    `tasks` lists `all` tasks, and those whose o-vectors are `injected`, or that are `ablated` or
+    `swapped`.
     """
 
     def files(name, names=("",), output="output"):
@@ -103,6 +105,8 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "interventions": files("interventions", tasks["injected"])
         + files("selection", tasks["injected"]),
         "ablations": files("ablations", tasks["ablated"]),
+        "swaps": files("swaps", tasks["swapped"]),
+        "attribution": files("attribution", tasks["all"]),
     }
 
 
@@ -167,7 +171,63 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
             add(connection, "crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
     for (model,) in connection.execute("SELECT model FROM models ORDER BY ALL").fetchall():
         add(connection, "effects", effects(connection, model, resamples))
+    add_swap_bands(connection, resamples, seed)
+    add_attribution_bands(connection, resamples, seed)
     connection.commit()
+
+
+def add_swap_bands(connection, resamples: int, seed: int) -> None:
+    """Table `swap_bands`: whose answer is on top after an exchange, with intervals over prompts."""
+    keys = ["model", "task", "sublayer", "layer"]
+    columns = [f"{share}{end}" for share in ("own", "others") for end in ("", "_low", "_high")]
+    types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
+    types |= {"layer": "int32", "pairs": "int64", "prompts": "int64"}
+    found = []
+    for model, task in connection.execute(
+        "SELECT DISTINCT model, task FROM swaps ORDER BY ALL"
+    ).fetchall():
+        rows = connection.execute(
+            "SELECT * FROM swaps WHERE model = ? AND task = ?", [model, task]
+        ).df()
+        for key, group in rows.groupby(["sublayer", "layer"], sort=True):
+            outcomes = group.pivot(index="prompt_id", columns="other_id", values="outcome")
+            bands = [
+                value
+                for share in ("own", "others")
+                for value in pair_band(outcomes == share, resamples, seed)
+            ]
+            found.append([model, task, *key, len(group), len(outcomes), *bands])
+    frame = pd.DataFrame(found, columns=[*keys, "pairs", "prompts", *columns])
+    add(connection, "swap_bands", frame.astype(types))
+
+
+def add_attribution_bands(connection, resamples: int, seed: int) -> None:
+    """Table `attribution_bands`: mean contributions of prompts answered correctly, with bands."""
+    keys = ["model", "task", "prompt_set", "layer", "sublayer"]
+    columns = ["contribution", "low", "high"]
+    types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
+    types |= {"layer": "Int16", "prompts": "int64"}
+    add(connection, "attribution_bands", pd.DataFrame(columns=[*types]).astype(types))
+    cells = "SELECT DISTINCT model, task, prompt_set FROM attribution WHERE correct ORDER BY ALL"
+    for cell in connection.execute(cells).fetchall():
+        rows = connection.execute(
+            """SELECT prompt_id, layer, sublayer, contribution FROM attribution
+               WHERE correct AND model = ? AND task = ? AND prompt_set = ?""",
+            cell,
+        ).df()
+        # Embedding and biases have no layer; pandas would leave them out.
+        rows["layer"] = rows.layer.astype("Int16").fillna(-1)
+        wide = rows.pivot(
+            index="prompt_id", columns=["layer", "sublayer"], values="contribution"
+        ).sort_index(axis=1)
+        values = wide.to_numpy(float)
+        low, high = np.quantile(resampled_means(values, resamples, seed), BAND, axis=0)
+        found = [
+            [*cell, None if layer < 0 else layer, part, *numbers, len(wide)]
+            for (layer, part), *numbers in zip(wide.columns, values.mean(0), low, high)
+        ]
+        frame = pd.DataFrame(found, columns=[*keys, *columns, "prompts"])
+        add(connection, "attribution_bands", frame[[*types]].astype(types))
 
 
 def add(connection, table: str, rows: pd.DataFrame) -> None:

@@ -162,8 +162,8 @@ class Facts:
                 yield count / shards if cut else count
 
     def capture(self) -> int:
-        """Bytes of the states that one prompt leaves: sites x layers x d_model."""
-        return SITES * len(self.blocks) * self.config.hidden_size * self.size
+        """Bytes of the states that one prompt leaves: sites x layers x d_model, and the first."""
+        return (SITES * len(self.blocks) + 1) * self.config.hidden_size * self.size
 
     def activations(self, tokens: int, shards: int) -> int:
         """Bytes of a batch's key-value cache, FFN inner layer and copies of the stream, a process."""

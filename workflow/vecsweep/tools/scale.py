@@ -44,6 +44,7 @@ class Size(NamedTuple):
             "models": {f"model{number:02d}": model for number in range(self.models)},
             "tasks": {f"task{number:02d}": {} for number in range(self.tasks)},
             "ablations": {"tasks": []},
+            "swaps": {"tasks": []},
         }
         return Sweep(config.checked(grid), results)
 
@@ -78,6 +79,21 @@ SELECT $model AS model, $task AS task, prompt_set, prompt_id::INT AS prompt_id,
        u[4]::FLOAT AS answer_probability
 FROM drawn
 ORDER BY layer, site, prompt_set, prompt_id
+"""
+
+# A row a prompt, layer and sublayer; embedding and biases are two rows a prompt, without a layer.
+ATTRIBUTION = """
+SELECT $model AS model, $task AS task, prompt_set, prompt_id::INT AS prompt_id,
+       layer::SMALLINT AS layer, sublayer,
+       ((hash($model, $task, prompt_set, prompt_id, layer, sublayer) % 1000) / 250 - 2)::FLOAT
+           AS contribution,
+       prompt_id % 10 < 7 AS correct
+FROM unnest(['attention', 'ffn', 'embedding', 'bias']) AS s(sublayer),
+     unnest(range($layers) || [NULL]) AS l(layer),
+     unnest(['abstractive', 'extractive']) AS p(prompt_set),
+     unnest(range($prompts)) AS i(prompt_id)
+WHERE (layer IS NULL) = (sublayer IN ('embedding', 'bias'))
+ORDER BY layer, sublayer, prompt_set, prompt_id
 """
 
 VOCABULARY = """
@@ -162,6 +178,7 @@ def make(sweep: Sweep, size: Size) -> None:
         for task in sweep.tasks:
             cell, names = Cell(model, task), {"model": model, "task": task}
             write("prompts", "prompts", cell, rows(PROMPTS, **names))
+            write("attribution", "attribution", cell, rows(ATTRIBUTION, **names))
             lens = []
             for layers in sweep.blocks(model):
                 first, last = map(int, layers.split("-"))

@@ -1,0 +1,118 @@
+"""Stage `swaps`: is what a layer writes a function, or the fact itself?
+
+Prompts of one task that are answered correctly, each with another answer, exchange what one part of
+one layer gave at the last token. An update that is a function of the argument that is there already
+leaves each prompt its own answer; one that is the fact, recalled, brings the other prompt's along.
+Interchange interventions (Geiger et al., arXiv 2106.02997) of the updates of arXiv 2305.16130.
+"""
+
+import random
+
+import torch
+
+from vecsweep import tables
+from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume
+from vecsweep.engine.plans import decoded
+from vecsweep.engine.readout import target_tokens
+from vecsweep.engine.running import how_it_ran, load_engine, progress_line
+from vecsweep.files import read_table
+from vecsweep.layout import STAGES
+from vecsweep.tasks.rows import kept_rows
+
+# What is exchanged, by its name in the table: `state` is all that the stream holds after the block.
+PARTS: dict[str, Sublayer] = {"ffn": "ffn", "attention": "attention", "state": "block"}
+BY_FFN = ("ffn", "both")
+
+
+def run(args):
+    """Write table `swaps`: a row for each ordered pair of prompts, layer and part."""
+    prompts = kept_rows(args.prompts, ("abstractive",))
+    stages = read_table(args.stages).to_pylist()
+    rows = partners(prompts, stages, args.settings["prompts"], args.settings["seed"])
+    outcomes, notes = [], {"step_version": STAGES["swaps"].version}
+    if len(rows) > 1:
+        engine, readout, description = load_engine(args, rows[0]["token_ids"])
+        outcomes = exchange(engine, readout, rows)
+        if not engine.leader:
+            return
+        # Its own output changes nothing: the diagonal says only that the answer is right.
+        outcomes = [row for row in outcomes if row["prompt_id"] != row["other_id"]]
+        for outcome in outcomes:
+            outcome["model"] = description["model"]
+        notes |= how_it_ran(args, engine)
+    tables.write("swaps", outcomes, args.output, notes)
+
+
+def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> list[dict]:
+    """At most `count` prompts to exchange between, with `function_layer` and `function_site`.
+
+    They are in-domain, answered correctly, of one template (the one with most such prompts) and no
+    two share an answer's token. Seeded, but those whose answer an FFN put on top go first. In the
+    order of `prompts`; none where only one could be had.
+    """
+    found = {
+        (stage.get("template", 0), stage["prompt_id"]): stage
+        for stage in stages
+        if stage["prompt_set"] == "abstractive" and stage["pattern"] != "incorrect"
+    }
+    templates: dict[int, list[dict]] = {}
+    for prompt in prompts:
+        template = prompt.get("template", 0)
+        stage = found.get((template, prompt["prompt_id"]))
+        if stage and not prompt["out_of_domain"]:
+            named = {key: stage[key] for key in ("function_layer", "function_site")}
+            templates.setdefault(template, []).append(prompt | named)
+    right = max(templates.values(), key=len, default=[])
+    order = random.Random(f"{seed} swaps").sample(range(len(right)), len(right))
+    order.sort(key=lambda i: right[i]["function_site"] not in BY_FFN)
+    chosen: list[int] = []
+    taken: set[int] = set()
+    for i in order:
+        tokens = set(right[i]["answer_tokens"])
+        if len(chosen) < count and not tokens & taken:
+            chosen.append(i)
+            taken |= tokens
+    return [right[i] for i in sorted(chosen)] if len(chosen) > 1 else []
+
+
+def exchange(engine, readout, rows: list[dict]) -> list[dict]:
+    """An outcome for each ordered pair of prompts, also each with itself, and each layer and part.
+
+    Every prompt is run clean once; of an exchange only the last token runs again, from its layer up.
+    Empty in processes that do not decode.
+    """
+    runs = list(clean_runs(engine, [row["token_ids"] for row in rows], len(rows), last_only=True))
+    place = torch.tensor([row for clean in runs for row in clean.rows]).argsort()
+    answers = target_tokens(rows)[1]
+    layers = range(len(engine.blocks))
+    progress = progress_line(len(rows), engine.leader)
+
+    def pieces():
+        for clean in runs:
+            own = answers[clean.rows].repeat(len(rows), 1)
+            others = answers.repeat_interleave(len(clean.rows), 0)
+            for layer in layers:
+                for part, sublayer in PARTS.items():
+                    given = torch.cat([run.outputs[sublayer, layer] for run in runs])
+                    edit = Edit({layer: given[place.to(given.device)]}, "replace", "last", sublayer)
+                    state = resume(engine, clean, edit)
+                    yield state.flatten(0, 1), (own, others), (clean.rows, layer, part)
+            progress(len(clean.rows), len(own) * len(layers) * len(PARTS))
+
+    outcomes = []
+    for (numbers, layer, part), ranks, _ in decoded(readout, pieces()):
+        for i, (own, others) in enumerate(ranks):
+            other, number = divmod(i, len(numbers))
+            row = rows[numbers[number]]
+            outcomes.append(
+                {key: row[key] for key in ("task", "prompt_id", "function_layer", "function_site")}
+                | {
+                    "other_id": rows[other]["prompt_id"],
+                    "layer": layer,
+                    "sublayer": part,
+                    "own_rank": own,
+                    "others_rank": others,
+                    "outcome": "own" if own == 0 else "others" if others == 0 else "neither",
+                }
+            )
+    return outcomes
