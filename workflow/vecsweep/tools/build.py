@@ -23,6 +23,7 @@ import json
 import random
 import re
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 from vecsweep.files import PACKAGE
@@ -41,7 +42,6 @@ RAREST_NOUN, RAREST_PLURAL = 3.6, 2.8
 RAREST_ADJECTIVE, RAREST_COMPARATIVE = 3.3, 2.4
 QUESTIONS = 200  # of colored objects
 CAPITALIZED_WORDS, RANDOM_WORDS = 100, 600
-EXAMPLES = 60  # of a category, the commonest
 
 
 def plain(text: str) -> str:
@@ -173,7 +173,23 @@ def past_tense(npm):
             and (group == "irregular" or zipf(verb) - zipf(first) <= WIDEST_GAP)
         ):
             rows.append((verb, past, group))
-    return [("argument", "answer", "group")] + rows
+    return with_lemmas([("argument", "answer", "group")] + rows)
+
+
+def american(word: str) -> str:
+    """The American spelling of a word that has a British one: neighbour -> neighbor."""
+    word = dict(word_pairs(corrections.SPELLINGS)).get(word, word)
+    return re.sub("ise$", "ize", re.sub("our$", "or", word))
+
+
+def with_lemmas(rows: list[tuple]) -> list[tuple]:
+    """Rows with column `lemma`: what two spellings of one word share, and empty in other rows."""
+    header, *rows = rows
+    times = Counter(american(row[0]) for row in rows)
+    lemmas = [american(row[0]) for row in rows]
+    return [(*header, "lemma")] + [
+        (*row, lemma if times[lemma] > 1 else "") for row, lemma in zip(rows, lemmas)
+    ]
 
 
 # Colors
@@ -323,7 +339,7 @@ def singular_plural(npm):
         for n, p in regular.items()
         if n not in irregular and zipf(p) >= RAREST_PLURAL
     ]
-    return [("argument", "answer", "group")] + sorted(rows)
+    return with_lemmas([("argument", "answer", "group")] + sorted(rows))
 
 
 def regular_comparatives(adjective: str) -> set[str]:
@@ -349,7 +365,8 @@ def comparatives(_):
             continue
         common = zipf(adjective) >= RAREST_ADJECTIVE and zipf(forms[0]) >= RAREST_COMPARATIVE
         if common and forms[0] in regular_comparatives(adjective):
-            rows.append((adjective, forms[0], "regular"))
+            spellings = corrections.COMPARATIVE_SPELLINGS.get(adjective, forms[0])
+            rows.append((adjective, spellings, "regular"))
     return [("argument", "answer", "group")] + sorted(rows)
 
 
@@ -366,6 +383,8 @@ def antonyms(npm):
             raise SystemExit(f"{pair}: WordNet {'links' if linked else 'does not link'} them")
         for word, opposite in [pair, pair[::-1]]:
             opposites.setdefault(word, []).append(opposite)
+    for word, opposite in word_pairs(corrections.MORE_OPPOSITES):
+        opposites[word].append(opposite)
     return [("argument", "answer")] + [
         (word, "|".join(opposites[word])) for word in sorted(opposites)
     ]
@@ -395,7 +414,12 @@ def category_example(npm):
     for category, text in corrections.EXAMPLES.items():
         examples = [example.replace("_", " ") for example in text.split()]
         check_kinds(wordnet, category, examples, corrections.WORDNET_NAMES.get(category))
-        rows.append((category, "|".join(by_frequency(examples)[:EXAMPLES])))
+        examples = by_frequency(examples)
+        if category in corrections.PLURAL_EXAMPLES:
+            examples += [regular_plural(example) for example in examples]
+        if category in corrections.UNCAPITALIZED_EXAMPLES:
+            examples.append(corrections.UNCAPITALIZED_EXAMPLES[category].lower())
+        rows.append((category, "|".join(examples)))
     return [("argument", "answer")] + sorted(rows)
 
 
@@ -454,9 +478,14 @@ def language_country(_):
                 )
     for language, country in corrections.FORMER_LANGUAGES:
         del speakers[language][country]
-    rows = [
-        (language, "|".join(list(speakers[language])[:EXAMPLES])) for language in sorted(speakers)
-    ]
+    for language, country in sorted(corrections.MORE_LANGUAGES):
+        speakers[language][country] = None
+    rows = []
+    for language, named in sorted(speakers.items()):
+        with_article = [
+            f"the {country}" for country in named if country in corrections.WITH_ARTICLE
+        ]
+        rows.append((language, "|".join([*named, *with_article])))
     return [("argument", "answer")] + rows
 
 
