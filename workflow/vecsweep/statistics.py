@@ -132,13 +132,6 @@ def shares(count: int, resamples: int, seed: int):
     return np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples) / count
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """(low, high): 95 % Wilson score interval of a share of `count`."""
-    middle = share + 1.9208 / count
-    wide = 1.96 * math.sqrt(share * (1 - share) / count + 0.9604 / count**2)
-    return (middle - wide) / (1 + 3.8416 / count), (middle + wide) / (1 + 3.8416 / count)
-
-
 def pair_band(values, resamples: int, seed: int = SEED) -> tuple[float, float, float]:
     """(share, low, high) over the ordered pairs of different items, values [items, items] of 0, 1.
 

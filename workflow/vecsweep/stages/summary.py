@@ -14,6 +14,7 @@ from vecsweep.effects import effects
 from vecsweep.files import PACKAGE, replacing
 from vecsweep.layout import STAGES, Cell
 from vecsweep.statistics import (
+    BAND,
     MACROS,
     SEED,
     band,

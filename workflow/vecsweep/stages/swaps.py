@@ -51,17 +51,16 @@ def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> 
     order of `prompts`; none where only one could be had.
     """
     found = {
-        (stage.get("template", 0), stage["prompt_id"]): stage
+        stage["prompt_id"]: stage
         for stage in stages
         if stage["prompt_set"] == "abstractive" and stage["pattern"] != "incorrect"
     }
     templates: dict[int, list[dict]] = {}
     for prompt in prompts:
-        template = prompt.get("template", 0)
-        stage = found.get((template, prompt["prompt_id"]))
+        stage = found.get(prompt["prompt_id"])
         if stage and not prompt["out_of_domain"]:
             named = {key: stage[key] for key in ("function_layer", "function_site")}
-            templates.setdefault(template, []).append(prompt | named)
+            templates.setdefault(prompt["template"], []).append(prompt | named)
     right = max(templates.values(), key=len, default=[])
     order = random.Random(f"{seed} swaps").sample(range(len(right)), len(right))
     order.sort(key=lambda i: right[i]["function_site"] not in BY_FFN)
@@ -100,7 +99,7 @@ def exchange(engine, readout, rows: list[dict]) -> list[dict]:
             progress(len(clean.rows), len(own) * len(layers) * len(PARTS))
 
     outcomes = []
-    for (numbers, layer, part), ranks, _ in decoded(readout, pieces()):
+    for (numbers, layer, part), ranks, _, _ in decoded(readout, pieces()):
         for i, (own, others) in enumerate(ranks):
             other, number = divmod(i, len(numbers))
             row = rows[numbers[number]]
