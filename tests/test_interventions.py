@@ -23,7 +23,6 @@ from vecsweep.engine.plans import end_layer
 from vecsweep.files import read_table, write_tensors
 from vecsweep.methods import Setting, controls, parts, plans_of
 from vecsweep.stages import selection
-from vecsweep.stages.prompts import split_arguments
 from vecsweep.tasks.rows import NOVEL, capped, in_domain, kept_rows
 from vecsweep.tools import bench
 
@@ -166,19 +165,6 @@ def test_a_donors_argument_is_in_neither_half():
     assert [row["prompt_id"] for row in in_domain(rows, donors, "dev")] == [2]
     assert [row["prompt_id"] for row in in_domain(rows, donors, "test")] == [1]
     assert [row["prompt_id"] for row in in_domain(rows, [], "dev")] == [0, 2, 3]
-
-
-def test_halves_share_no_argument():
-    words = [f"w{i % 30}" for i in range(50)]  # some arguments come twice
-    split = split_arguments(words, 0, "towns")
-    assert set(split) == set(words)
-    assert sorted(split.values()) == ["dev"] * 15 + ["test"] * 15
-    assert split_arguments(words, 1, "towns") != split != split_arguments(words, 0, "verbs")
-    rows = [pair(i, word, split[word]) for i, word in enumerate(words)]
-    halves = [
-        {row["argument"] for row in in_domain(rows, [(3, 1)], half)} for half in ("dev", "test")
-    ]
-    assert not halves[0] & halves[1] and halves[0] | halves[1] == set(words) - {"w3"}
 
 
 def test_a_cap_is_a_seeded_sample_in_order():
