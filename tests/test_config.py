@@ -59,7 +59,12 @@ def test_defaults_are_filled():
     for name in SMALL["models"]:
         extra = {"batch_tokens": 2048, "shards": 1, "layers_per_job": 12}
         assert found["models"][name].items() >= (SMALL["models"][name] | extra).items()
-    assert found["prompts"] == {"demonstrations": 1, "seed": 0, "max_prompts": None}
+    assert found["prompts"] == {
+        "demonstrations": 1,
+        "seed": 0,
+        "max_prompts": None,
+        "common": False,
+    }
     assert found["lens"] == {"top_k": 5}
     assert found["summary"] == {"resamples": 1000}
     assert found["tasks"] == SMALL["tasks"]
@@ -71,7 +76,12 @@ def test_what_is_given_stays():
     found = config.checked(given)
     assert found["models"]["here"]["layers_per_job"] == 1
     assert found["models"]["there"]["layers_per_job"] == 12
-    assert found["prompts"] == {"demonstrations": 0, "seed": 0, "max_prompts": None}
+    assert found["prompts"] == {
+        "demonstrations": 0,
+        "seed": 0,
+        "max_prompts": None,
+        "common": False,
+    }
     assert found["lens"] == {"top_k": 9}
 
 

@@ -108,19 +108,20 @@ def stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
         "--settings", type=settings, required=True, help="a file that the workflow noted, or JSON"
     )
     if stage.name == "prompts":
-        parser.add_argument("--task", type=Path, required=True, help="the task's YAML file")
+        parser.add_argument("--task", type=Path, required=True, help="the task's file")
     if stage.name == "figures":
         parser.add_argument("--database", type=Path, required=True, help="summary.duckdb")
     for option, what in stage.inputs.items():
         if stage.name == "summary":  # the grid says which: thousands of paths do not fit here
             continue
         several = "layers" in STAGES[what.stage].parts and "layers" not in stage.parts
+        others = what.tasks or what.models
         parser.add_argument(
             f"--{option}",
             type=Path,
-            nargs="*" if what.tasks else "+" if several else None,
-            default=[] if what.tasks else None,
-            required=not (what.tasks or what.optional),
+            nargs="*" if others else "+" if several else None,
+            default=[] if others else None,
+            required=not (others or what.optional),
             help=f"{what.output if what.output != 'output' else 'result'} of stage {what.stage}",
         )
     if stage.name == "summary":

@@ -30,14 +30,15 @@ class Cell(NamedTuple):
 class Input:
     """Results of another stage that a stage reads, for the same cell as far as that stage has it.
 
-    A stage that is not cut into layer blocks reads all blocks of one that is. `tasks` gives other
-    tasks than the cell's own; `optional` is a model's config key without which there is no such
-    input, and which is no reason to run again.
+    A stage that is not cut into layer blocks reads all blocks of one that is. `tasks` and `models`
+    give others than the cell's own; `optional` is a model's config key without which there is no
+    such input, and which is no reason to run again.
     """
 
     stage: str
     output: str = "output"
     tasks: Callable | None = None
+    models: Callable | None = None
     optional: str | None = None
 
 
@@ -90,6 +91,11 @@ def other_domains(sweep: "Sweep", task: str) -> list[str]:
     return [name for name in sweep.tasks if name == sweep.loaded[task].out_of_domain.get("task")]
 
 
+def other_models(sweep: "Sweep", model: str) -> list[str]:
+    """The models that must keep a model's prompts too: all others with `common`, else none."""
+    return [name for name in sweep.models if name != model and sweep.config["prompts"]["common"]]
+
+
 MODEL = {
     "model": Input("models", "description"),
     "readout": Input("models", "readout"),
@@ -136,9 +142,18 @@ ROWS = (
     Stage(
         "prompts",
         "abstractive, extractive and novel prompts as token ids, with what was dropped and why",
-        inputs={"model": MODEL["model"]},
+        inputs={
+            "model": MODEL["model"],
+            "others": Input("models", "description", models=other_models),
+        },
         outputs={"output": TABLE},
-        keys=("tasks.file", "prompts.demonstrations", "prompts.seed", "prompts.max_prompts"),
+        keys=(
+            "tasks.file",
+            "prompts.demonstrations",
+            "prompts.seed",
+            "prompts.max_prompts",
+            "prompts.common",
+        ),
         version=2,
     ),
     Stage(

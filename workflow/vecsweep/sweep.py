@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vecsweep import tasks
 from vecsweep.files import PACKAGE, write_json
-from vecsweep.layout import ROWS, STAGES, SUMMARY, Cell, Input, Stage, rivals
+from vecsweep.layout import ROWS, STAGES, SUMMARY, Cell, Input, Stage, other_models, rivals
 from vecsweep.tasks.formats import locate
 
 
@@ -120,7 +120,8 @@ class Sweep:
         if not cell.model:
             return self.cells(stage)
         if "task" not in stage.parts:
-            return [Cell(cell.model)]
+            models = what.models(self, cell.model) if what.models else [cell.model]
+            return [Cell(name) for name in models]
         names = what.tasks(self, cell.task) if what.tasks else [cell.task]
         layers = [""]
         if "layers" in stage.parts:
@@ -162,6 +163,8 @@ class Sweep:
             return cell.task in self.listed(key)
         if key == "interventions.rivals":
             return rivals(self, cell.task)
+        if key == "prompts.common":  # the models, so that one more runs the prompts again
+            return sorted(other_models(self, cell.model))
         if section == "models":
             return self.config["models"][cell.model].get(name)
         if section == "tasks":

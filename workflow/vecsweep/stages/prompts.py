@@ -1,6 +1,8 @@
 """Stage `prompts`: a task's rows as the token ids that one model reads (paper section 3)."""
 
 import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import transformers
 
@@ -20,27 +22,49 @@ TOKEN_COLUMNS = (
 )
 
 
+class Reader(NamedTuple):
+    """What a model reads prompts with: its tokenizer, and its context in tokens (None: no end)."""
+
+    model: str
+    tokenizer: Any
+    context: int | None = None
+
+    @classmethod
+    def of(cls, path) -> "Reader":
+        """The reader of the model that a `model.json` describes."""
+        description = read_json(path)
+        folder = weights_folder(description, path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(description["model"], tokenizer, description["context"])
+
+
 def run(args):
     """Write table `prompts`: a row for each prompt of the three sets, dropped ones included."""
-    description = read_json(args.model)
-    folder = weights_folder(description, args.model)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model, tokenizer, context = Reader.of(args.model)
+    others = [Reader.of(path) for path in args.others]
     # A section of a published file is named in the config, not in the file's path.
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
-    rows = build(task, tokenizer, args.settings, description["context"])
+    rows = build(task, tokenizer, args.settings, context, others)
     for row in rows:
-        row |= {"model": description["model"], "title": task.title, "kind": task.kind}
+        row |= {"model": model, "title": task.title, "kind": task.kind}
     tables.write("prompts", rows, args.output, {"step_version": STAGES["prompts"].version})
     kept = sum(row["dropped"] is None for row in rows)
-    print(f"{description['model']}, {task.name}: {kept} prompts of {len(rows)} kept")
+    print(f"{model}, {task.name}: {kept} prompts of {len(rows)} kept")
 
 
-def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = None) -> list[dict]:
+def build(
+    task: tasks.Task,
+    tokenizer,
+    settings: dict,
+    context: int | None = None,
+    others: Sequence[Reader] = (),
+) -> list[dict]:
     """The rows of table `prompts` for a task: abstractive, extractive and novel prompts.
 
     `prompt_id` is the row number in the task's data, the same in all three sets and all models.
     `settings`: demonstrations, seed, max_prompts (None for all). The sets that share a pair are
-    dropped or kept together, but a copying twin has no first token to share.
+    dropped or kept together, but a copying twin has no first token to share. A pair that one of the
+    `others` would drop is dropped too.
     """
     seed = settings["seed"]
     words = tasks.random_words()
@@ -58,6 +82,12 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
         for prompt_set, text in texts.items():
             twin = prompt_set == "extractive"
             answers = tasks.extractive_answers(task, row) if twin else row["answers"]
+            said = (text, row["argument"], answers, twin)
+            tokens = _tokens(tokenizer, *said, context)
+            for other in others:
+                reason = _tokens(other.tokenizer, *said, other.context)["dropped"]
+                if reason and not tokens["dropped"]:
+                    tokens["dropped"] = f"{other.model}: {reason}"
             rows.append(
                 {
                     "task": task.name,
@@ -73,7 +103,7 @@ def build(task: tasks.Task, tokenizer, settings: dict, context: int | None = Non
                     "split": split,
                     "out_of_domain": is_outside(task, row),
                 }
-                | _tokens(tokenizer, text, row["argument"], answers, twin, context)
+                | tokens
             )
     # Prompts of a set and template stand together, since they share their beginning.
     rows.sort(key=lambda row: (PROMPT_SETS.index(row["prompt_set"]), row["template"]))

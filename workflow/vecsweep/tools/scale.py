@@ -102,10 +102,10 @@ SELECT $model AS model, i::INT AS token_id, ' t' || i AS token FROM range($vocab
 
 PROMPTS = """
 SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' AS kind, prompt_set,
-       prompt_id::INT AS prompt_id, '' AS "group", false AS out_of_domain,
+       prompt_id::INT AS prompt_id, 0::TINYINT AS template, '' AS "group", false AS out_of_domain,
        'argument ' || prompt_id AS argument, 'answer ' || prompt_id AS answer,
        'demonstration' AS demonstrations, 'Q: argument ' || prompt_id || '?\\nA:' AS text,
-       [prompt_id::INT, 1, 2] AS token_ids,
+       prompt_set = 'extractive' AS answer_in_prompt, [prompt_id::INT, 1, 2] AS token_ids,
        (prompt_id % $vocabulary)::INT AS argument_token,
        [((prompt_id + 1) % $vocabulary)::INT] AS answer_tokens,
        1::INT AS argument_length, 1::INT AS answer_length,
