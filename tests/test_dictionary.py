@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from conftest import REPO, main
 from vecsweep import Problem, tables
+from vecsweep.config import UniqueKeys
 from vecsweep.files import write_tensors
 from vecsweep.tools import scale
 
@@ -61,6 +63,11 @@ def test_what_stages_write(results):
     assert seen == tables.dictionary()["files"].keys() - {"ablations", "swaps"}
 
 
+def test_nothing_is_described_twice():
+    text = (REPO / "workflow" / "vecsweep" / "tables.yaml").read_text()
+    yaml.load(text, UniqueKeys)  # a second column of a name would replace the first in silence
+
+
 def test_the_database_is_described(connection):
     assert tables.undescribed(connection) == []
     database = tables.in_database(connection)
@@ -82,8 +89,8 @@ def test_keys_name_rows(connection):
 def test_enumerations_are_complete(connection):
     for name, about in tables.dictionary()["tables"].items():
         for column, text in about["columns"].items():
-            # neurons_K stands for neurons_1, neurons_all ...
-            patterns = [value.replace("_K", r"_\w+") for value in text["values"]]
+            # neurons_K stands for neurons_1, neurons_all ..., METHOD for any word.
+            patterns = [re.sub(r"(?<![A-Za-z])(K|[A-Z]{2,})$", r".+", v) for v in text["values"]]
             query = f'SELECT DISTINCT "{column}" FROM {name} WHERE "{column}" IS NOT NULL'
             for (value,) in connection.execute(query).fetchall() if patterns else []:
                 assert re.fullmatch("|".join(patterns), value), (name, column, value)

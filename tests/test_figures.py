@@ -25,8 +25,10 @@ TASKS = ["capitals", "us_capitals", "past_tense", "colored_objects", "a_fifth_ta
 TASKS += [f"task_{k}" for k in range(6, 15)]
 TOKENS = [" Poland", " Warsaw", "\n", "$x_1$", "】", "verylongtokenindeedyes"]
 KINDS = ["one-to-one", "many-to-one", "one-to-many"]
-PROMPTS, NOVEL, LAYERS, EXCHANGED = 6, 24, 12, 8
-CHOSEN, SOURCES = 8, {2: 7, 4: 8, None: 7}  # start layer; layers of the donors and their mean
+PROMPTS, NOVEL, LAYERS, EXCHANGED = 12, 44, 12, 8
+CHOSEN, SOURCES = 8, {7: [2, 3], 8: [4, 5]}  # start layer; donors of the source layers
+SEARCHED = ("o-vector", "mean", "difference", "rival", "unrelated", "random", "zero")
+SOME, FEW = 32, 8  # test prompts of a task, and of the task `sixth`
 LENGTHS = {"argument": 3, "answer": 2, "letters": 8}  # of the words, in turn
 
 
@@ -129,106 +131,107 @@ def prompt_rows(model, task):
                 "prompt_id": prompt,
                 "title": in_words(task),
                 "kind": KINDS[TASKS.index(task) % len(KINDS)],
-                "group": "irregular" if outside else "",
+                "template": prompt % 3,
+                "group": "irregular" if outside else None,
                 "out_of_domain": outside,
                 "argument": "Poland",
                 "answer": "Warsaw",
                 "demonstrations": "France",
                 "text": "Q: What is the capital of $Poland$?\nA:",
+                "answer_in_prompt": prompt_set == "extractive",
                 "argument_token": 0,
                 # Two answers, so that a wrong one of the same type exists.
                 "answer_tokens": [5] if prompt_set == "novel" and prompt % 2 else [1],
                 "argument_length": 1 + prompt % LENGTHS["argument"],
                 "answer_length": 1 + prompt % LENGTHS["answer"],
                 "first_token_letters": 1 + prompt % LENGTHS["letters"],
-                "split": "dev" if prompt < NOVEL / 2 else "test",
+                "split": "train" if prompt < 6 else "dev" if prompt < 12 else "test",
                 "stratum": "",
                 "dropped": None,
             }
 
 
 def ovector_rows(model, task):
-    """Two donors and their mean."""
-    for donor, layer in SOURCES.items():
-        words = {"argument": "Poland", "answer": "Warsaw"} if donor is not None else {}
-        yield {"model": model, "task": task, "donor": donor, "layer": layer, "norm": 1.0} | {
-            "argument": words.get("argument"),
-            "answer": words.get("answer"),
-            "cosine_to_mean": 0.9,
-            "promoted": [1, 5],
-            "demoted": [2, 3],
-        }
+    """The donors of two layers and their means."""
+    for layer, donors in SOURCES.items():
+        for donor in (*donors, None):
+            yield {"model": model, "task": task, "donor": donor, "layer": layer, "norm": 1.0} | {
+                "rule": "flips",
+                "flips": len(donors),
+                "argument": None if donor is None else "Poland",
+                "answer": None if donor is None else "Warsaw",
+                "cosine_to_mean": 0.9,
+                "promoted": [1, 5],
+                "demoted": [2, 3],
+            }
 
 
 def intervention_rows(rng, model, task, tasks):
-    """Wide rows of stages interventions (dev) and selection (test, all controls).
+    """Wide rows of stages interventions (dev) and selection (test).
 
     The o-vector works from layer CHOSEN on, the better the later; the controls do not.
     """
 
-    def row(prompt, split, control, start, donor, task_of_prompt=task, domain="in", mode="replace"):
-        works = control in ("o-vector", "donor", "mean") or "_10" in control or "_all" in control
+    def row(prompt, split, method, start, source=8, donor=None, repeat=None, where=(task, "in")):
+        works = method in ("o-vector", "donor", "mean", "difference")
+        works = works or "_10" in method or "_all" in method
         if works and start >= CHOSEN:
             rank = int(rng.choice([0, 0, 1, 4, 9]))
         else:
             rank = int(rng.integers(3, 400))
         answer = 5 if prompt % 2 else 1
         other = int(rng.choice([0, 6 - answer, 2]))
-        end = start if control == "difference_once" else LAYERS - 1
-        repeat = donor if control in ("random", "unrelated") else None
-        donor = donor if works else None
-        return {"model": model, "task": task_of_prompt, "ovector_task": task, "donor": donor} | {
+        # Of some prompts something else is on top before.
+        before = 2 if prompt % 5 == 0 else 0
+        return {"model": model, "task": where[0], "ovector_task": task, "donor": donor} | {
             "repeat": repeat,
-            "chosen": None if split == "dev" else start == CHOSEN,
-            "source_layer": SOURCES.get(donor, 8) if control == "o-vector" or works else 8,
+            "source_layer": None if method == "zero" else source,
             "start_layer": start,
-            "end_layer": end,
-            "mode": mode,
+            "end_layer": start if method == "mean" else LAYERS - 1,
+            "mode": "add" if method == "mean" else "replace",
             "position": "all",
             "scale": 1.0,
-            "control": control,
-            "domain": domain,
+            "method": method,
+            "domain": where[1],
             "split": split,
             "prompt_id": prompt,
-            "argument_rank_before": 0,
+            "argument_rank_before": before,
             "argument_rank_after": 0 if rank and other == 0 else 7,
             "answer_rank_before": 20 + prompt,
             "answer_rank_after": rank,
-            "top_before": 0,
+            "top_before": before,
             "top_after": other if rank else answer,
+            "accepted": 1,
+            "alternatives": 1,
+            "place_before": int(rng.integers(0, 2)),
+            "place_after": 0 if works else 1,
+            "own_lift": float(rng.normal(3 * works, 1)),
+            "others_lift": float(rng.normal(0, 1)),
         }
 
     for prompt in range(6, 12):
         for start in range(LAYERS):
-            for donor in SOURCES:
-                yield row(prompt, "dev", "o-vector", start, donor)
-    inside = range(12, 20 if task == "past_tense" else NOVEL)
+            for method in SEARCHED:
+                for source, donors in SOURCES.items() if method != "zero" else [(None, [])]:
+                    donor = donors[0] if method == "o-vector" else None
+                    yield row(prompt, "dev", method, start, source, donor)
+    inside = range(12, 12 + (FEW if task == "sixth" else SOME) - 4 * (task == "past_tense"))
     domains = {(task, "in"): inside}
     if task == "past_tense":
-        domains[task, "out"] = range(20, NOVEL)
+        domains[task, "out"] = range(NOVEL - 4, NOVEL)
     if task == "capitals" and "us_capitals" in tasks:
         domains["us_capitals", "out"] = range(6)
     parts = [f"{basis}_{k}" for basis in ("neurons", "directions") for k in (1, 10, 100, "all")]
-    for (task_of_prompt, domain), prompts in domains.items():
-        where = {"task_of_prompt": task_of_prompt, "domain": domain}
+    for where, prompts in domains.items():
         for prompt in prompts:
-            yield row(prompt, "test", "o-vector", CHOSEN, 4, **where)
-            yield row(prompt, "test", "donor", CHOSEN, 2, **where)
-            yield row(prompt, "test", "mean", CHOSEN, None, **where)
-            for control in ("rival", "zero", "difference", *parts):
-                donor = 4 if control in parts else 0
-                yield row(prompt, "test", control, CHOSEN, donor, **where)
-            yield row(prompt, "test", "difference_once", CHOSEN, 0, mode="add", **where)
-            for control in ("random", "unrelated"):
+            for method in ("o-vector", *parts):
+                yield row(prompt, "test", method, CHOSEN, 8, 4, where=where)
+            yield row(prompt, "test", "donor", CHOSEN, 8, 5, where=where)
+            for method in ("mean", "difference", "rival", "zero"):
+                yield row(prompt, "test", method, CHOSEN, where=where)
+            for method in ("random", "unrelated"):
                 for repeat in range(3):
-                    yield row(prompt, "test", control, CHOSEN, repeat, **where)
-    if task == tasks[0]:
-        for prompt in list(inside)[:6]:
-            for start in set(range(LAYERS)) - {CHOSEN}:
-                for control in ("o-vector", "rival", "zero", "difference", "random", "unrelated"):
-                    for repeat in range(3 if control in ("random", "unrelated") else 1):
-                        donor = 4 if control == "o-vector" else repeat
-                        yield row(prompt, "test", control, start, donor)
+                    yield row(prompt, "test", method, CHOSEN, repeat=repeat, where=where)
 
 
 def ablation_rows(rng, model, task):
@@ -362,7 +365,6 @@ def test_number_of_panels(name, models, tasks, drawn):
         "example": models,
         "interventions": models,
         "intervention_example": models,
-        "controls_by_layer": models,
         "tokenization": 3 * models,
         "relations": 2 * models,
         "ablation_twins": 5 * models,
@@ -388,17 +390,18 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
             "Depth, (layer + 1) / layers",
             "Mean reciprocal rank",
             "extractive",
-            "n = 5",
+            "n = 11",
         ],
-        "patterns": ["Share of all prompts", "argument, then function", "FFN", "n = 6", "n = 5"],
+        "patterns": ["Share of all prompts", "argument, then function", "FFN", "n = 12", "n = 11"],
         "crossover": ["Parameters", "Depth", "the paper's 2/3", "Capitals"],
         "example": ["Layer", "Probability", "argument formation", "␣Poland", "⏎", "⟨3011⟩"],
-        "interventions": ["Mean reciprocal rank", "(10th)", "no effect", "top-1", "after", "12"],
+        "interventions": ["Mean reciprocal rank", "(10th)", "no effect", "top-1", "after", "32"],
         "intervention_example": ["Start layer", "Rank of the token", "␣Poland", "chosen"],
         "start_layers": ["Start layer", "Source layer", "chosen setting", "n = 6", "dev"],
-        "controls": ["Mean reciprocal rank", "random, same norm", "half of", "rivals", "n = 12"],
-        "controls_by_layer": ["Start layer", "Mean reciprocal rank", "chosen", "zero", "n = 6"],
-        "parts": ["Share of the lift", "neurons", "directions", "100%", "n = 12"],
+        "methods": ["Mean reciprocal rank", "random, same norm", "(Holm)", "rivals", "n = 32", "*"],
+        "others_answers": ["among all answers", "chance", "before", "n = 32", "argument"],
+        "methods_by_layer": ["Start layer", "Mean reciprocal rank", "chosen", "zero", "n = 6"],
+        "parts": ["Share of the lift", "neurons", "directions", "100%", "n = 32"],
         "tokenization": [
             "Mean reciprocal rank",
             "Tokens of the answer",
@@ -406,17 +409,19 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
             "6+",
             "above: n",
         ],
-        "relations": ["Mean reciprocal rank", "Top-1", "one-to-one", "n < 20", "before"],
+        "relations": ["Mean reciprocal rank", "Top-1", "one-to-one", "before"],
         "ablations": ["Share of the FFNs removed", "Accuracy", "extractive", "n = 10 each"],
         "ablation_twins": ["Accuracy", "attention", "random order", "their mean", "n = 10 each"],
         "swaps": ["Share of the pairs", "Depth of the exchanged", "Capitals: state", "n = 8"],
-        "attribution": ["logit(answer)", "Depth, (layer + 1) / layers", "FFN", "n = 5"],
+        "attribution": ["logit(answer)", "Depth, (layer + 1) / layers", "FFN", "n = 11"],
     }
     for label in needed[name]:
         assert label in written
     if name == "reciprocal_rank":
-        assert "n = 5 of 6" in written
-    one_task = ("example", "intervention_example", "tokenization", "controls_by_layer")
+        assert "n = 11 of 12" in written
+    if name == "relations":
+        assert ("n < 20" in written) == (tasks > 5)
+    one_task = ("example", "intervention_example", "tokenization")
     if tasks > 1 and name not in (*one_task, "ablation_twins"):
         assert "US capitals" in written
 
@@ -448,14 +453,16 @@ def test_without_a_correct_prompt(name, drawn):
         "crossover": "nowhere did the answer overtake",
         "example": "␣Poland",
         "relations": "0 of 1",
-        "controls_by_layer": "no task has controls at all start layers",
         "ablations": "n = 10 each",
         "ablation_twins": "n = 10 each",
         "swaps": "no prompts exchanged anything",
     }
-    for name_of in ("interventions", "intervention_example", "start_layers", "controls", "parts"):
+    for name_of in (
+        *("interventions", "intervention_example", "start_layers", "methods", "others_answers"),
+        *("methods_by_layer", "parts"),
+    ):
         said[name_of] = said["tokenization"] = "no prompt gave an o-vector"
-    assert said.get(name, "no prompt answered correctly (n = 0 of 6)") in written
+    assert said.get(name, "no prompt answered correctly (n = 0 of 12)") in written
 
 
 @every_figure
@@ -469,8 +476,9 @@ def test_parallel_blocks(name, drawn):
     ("interventions", "no task's o-vectors were injected"),
     ("intervention_example", "no task's o-vectors were injected"),
     ("start_layers", "no task's o-vectors were injected"),
-    ("controls", "no task's o-vectors were injected"),
-    ("controls_by_layer", "no task has controls at all start layers"),
+    ("methods", "no task's o-vectors were injected"),
+    ("others_answers", "no task's o-vectors were injected"),
+    ("methods_by_layer", "no task's o-vectors were injected"),
     ("parts", "no task's o-vectors were injected"),
     ("tokenization", "no task's o-vectors were injected"),
     ("relations", "no task's o-vectors were injected"),

@@ -91,7 +91,7 @@ def assert_outcomes(model, rows, prompts, vector_of):
         edited = plain_run(model, prompt["token_ids"], changes, row["mode"], row["position"])[1]
         own = prompt["answer_tokens"]
         others = [t for t in answers if t not in own and t != prompt["argument_token"]]
-        assert (row["accepted"], row["others"]) == (len(own), len(others))
+        assert (row["accepted"], row["alternatives"]) == (len(own), len(others))
         for when, logits in (("before", before), ("after", edited)):
             targets = {"argument": [prompt["argument_token"]], "answer": own}
             for target, tokens in targets.items():
@@ -293,7 +293,7 @@ def made_up_search(made, path, best):
         blank |= dict.fromkeys(("model", "task", "ovector_task", "position", "domain"), "x")
         blank |= {"split": "dev", "prompt_id": 0, "top_before": 1, "top_after": 1}
         blank |= dict.fromkeys(("donor", "repeat", "others_lift"))
-        blank |= dict.fromkeys(("accepted", "others", "place_before", "place_after"), 1)
+        blank |= dict.fromkeys(("accepted", "alternatives", "place_before", "place_after"), 1)
         blank |= {"method": method, "own_lift": 0.0}
         worse = setting | {"start_layer": setting["start_layer"] + 1, "end_layer": 2}
         rows += [blank | setting | {"answer_rank_after": 0}]

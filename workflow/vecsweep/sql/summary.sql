@@ -54,7 +54,7 @@ SELECT model, task, ovector_task, donor, repeat, source_layer, start_layer, end_
        unnest(['argument', 'answer']) AS target,
        unnest([argument_rank_before, answer_rank_before]) AS rank_before,
        unnest([argument_rank_after, answer_rank_after]) AS rank_after,
-       top_before, top_after, accepted, others, place_before, place_after, own_lift, others_lift
+       top_before, top_after, accepted, alternatives, place_before, place_after, own_lift, others_lift
 FROM read_parquet($interventions);
 
 CREATE TABLE ablations AS
@@ -67,7 +67,7 @@ CREATE TABLE attribution AS
 SELECT * FROM read_parquet($attribution);
 
 -- What the own answer's reciprocal place among all would be in any order; filled by stage summary.
-CREATE TABLE chances (accepted SMALLINT, others SMALLINT, among_chance DOUBLE);
+CREATE TABLE chances (accepted SMALLINT, alternatives SMALLINT, among_chance DOUBLE);
 
 -- A prompt under an intervention, judged. No effect: the top token is still the argument, counted
 -- where it was on top in the clean run. Classes of prompts whose answer is not on top: the argument
@@ -102,7 +102,7 @@ SELECT i.* EXCLUDE (target, rank_before, rank_after),
        (rank_after > 0 AND top_after != argument_token
         AND NOT list_contains(tokens || own_tokens, top_after))::INT AS other
 FROM interventions AS i
-JOIN chances USING (accepted, others)
+JOIN chances USING (accepted, alternatives)
 JOIN arguments USING (model, task, prompt_id)
 JOIN answers USING (model, task)
 JOIN (SELECT model, task AS ovector_task, tokens AS own_tokens FROM answers)

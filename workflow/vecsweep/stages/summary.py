@@ -132,7 +132,7 @@ def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> N
 
 def add_chances(connection) -> None:
     """Fill table `chances`: the reciprocal place of the own answer if all answers came in any order."""
-    query = "SELECT DISTINCT accepted, others FROM interventions ORDER BY ALL"
+    query = "SELECT DISTINCT accepted, alternatives FROM interventions ORDER BY ALL"
     pairs = connection.execute(query).fetchall()
     rows = [[*pair, chance_among(*pair)] for pair in pairs]
     if rows:

@@ -102,7 +102,7 @@ SELECT $model AS model, i::INT AS token_id, ' t' || i AS token FROM range($vocab
 
 PROMPTS = """
 SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' AS kind, prompt_set,
-       prompt_id::INT AS prompt_id, 0::TINYINT AS template, '' AS "group", false AS out_of_domain,
+       prompt_id::INT AS prompt_id, 0::TINYINT AS template, NULL::VARCHAR AS "group", false AS out_of_domain,
        'argument ' || prompt_id AS argument, 'answer ' || prompt_id AS answer,
        'demonstration' AS demonstrations, 'Q: argument ' || prompt_id || '?\\nA:' AS text,
        prompt_set = 'extractive' AS answer_in_prompt, [prompt_id::INT, 1, 2] AS token_ids,
@@ -142,7 +142,7 @@ SELECT $model AS model, $task AS task, $task AS ovector_task,
        20::INT AS answer_rank_before, (seed % 30)::INT AS answer_rank_after,
        (prompt_id % $vocabulary)::INT AS top_before,
        ((prompt_id + seed % 3) % $vocabulary)::INT AS top_after,
-       1::SMALLINT AS accepted, 50::SMALLINT AS others, 20::SMALLINT AS place_before,
+       1::SMALLINT AS accepted, 50::SMALLINT AS alternatives, 20::SMALLINT AS place_before,
        (seed % 30)::SMALLINT AS place_after, (seed % 7)::FLOAT AS own_lift,
        (seed % 5)::FLOAT AS others_lift
 FROM drawn
