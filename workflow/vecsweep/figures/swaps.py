@@ -54,9 +54,10 @@ def swaps(connection):
 def draw(panel, rows: list[dict]) -> None:
     """Both shares with their bands, from rows of `swap_shares`, over the function layers."""
     depth = [row["depth"] for row in rows]
-    layers = len(rows)
-    applied = [row["function_prompts"] / row["prompts"] for row in rows]
-    panel.bar(depth, applied, width=0.9 / layers, zorder=0, **BAR)
+    applied = {
+        r["depth"]: r["function_prompts"] / r["prompts"] for r in rows if r["function_prompts"]
+    }
+    panel.bar(applied.keys(), applied.values(), width=0.9 / len(rows), zorder=0, **BAR)
     for share, (_, look) in WHOSE.items():
         low, high = ([row[f"{share}_{end}"] for row in rows] for end in ("low", "high"))
         panel.fill_between(depth, low, high, color=look["color"], alpha=0.18, linewidth=0)
