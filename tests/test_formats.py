@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,11 @@ def published():
     return sorted(Path(folder).rglob("*.json")) if folder else []
 
 
+@cache
+def tokenizer_in(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 @pytest.mark.skipif(not published(), reason="VECSWEEP_PUBLISHED names no folder with *.json files")
 @pytest.mark.parametrize("path", published(), ids=lambda path: path.stem)
 def test_published_file_is_a_task_unedited(path):
@@ -215,8 +221,8 @@ def test_published_file_is_a_task_unedited(path):
     some = tasks.Task(**vars(task) | {"rows": task.rows[:100]})
     folder = os.environ.get("VECSWEEP_MODELS")
     for weights in Path(folder).glob("*/weights") if folder else []:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(weights, local_files_only=True)
-        rows = [row for row in build(some, tokenizer, SETTINGS) if row["dropped"] is None]
+        rows = build(some, tokenizer_in(weights), SETTINGS)
+        rows = [row for row in rows if row["dropped"] is None]
         assert len(rows) >= len(some.rows), weights  # of two sets: half of the pairs
 
 
