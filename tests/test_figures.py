@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vecsweep import figures, tables
+from vecsweep import bands, figures, tables
 from vecsweep.figures import curves, drawing
 from vecsweep.stages import ablations, summary
 from vecsweep.stages.stages import stages_of
@@ -72,9 +72,9 @@ def make_database(
     with duckdb.connect(str(database)) as connection:
         listed = {"all": TASKS[:tasks], "injected": TASKS[:tasks] if injected else []}
         summary.build(connection, files, listed, top_k=5)
-        summary.add_statistics(connection, resamples)
+        bands.add_statistics(connection, resamples)
         summary.add_views(connection)
-        summary.add_bands(connection, resamples)
+        bands.add_bands(connection, resamples)
         summary.write_tables(connection, folder / "tables")
     return database
 

@@ -13,15 +13,7 @@ ALLOWED = {
     "engine": {"files", "engine"},
     "methods": {"files", "engine", "tasks", "methods"},
     "stages": {
-        "files",
-        "layout",
-        "sweep",
-        "statistics",
-        "effects",
-        "tables",
-        "tasks",
-        "engine",
-        "methods",
+        *("files", "layout", "sweep", "statistics", "bands", "tables", "tasks", "engine", "methods")
     },
     "figures": {"figures"},
 }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from vecsweep.statistics import ENOUGH, band, difference, holm, share_of
+from vecsweep.statistics import ENOUGH, band, difference, share_of
 
 SETTING = (
     *("model", "ovector_task", "task", "domain", "method", "source_layer"),
@@ -21,7 +21,7 @@ SHARES = (
     *("argument_stays", "other_answer", "other"),
 )
 AFTER = "reciprocal_rank_after"
-VERSUS = ("difference", "difference_low", "difference_high", "p", "p_holm")
+VERSUS = ("difference", "difference_low", "difference_high", "p")
 TEXTS = ("model", "ovector_task", "task", "domain", "method", "mode", "transfer")
 NUMBERS = ("start_layer", "end_layer", "prompts", "vectors")
 
@@ -43,7 +43,7 @@ def effects(connection, model: str, resamples: int) -> pd.DataFrame:
         methods = dict(iter(rows.groupby("method", sort=True)))
         reference = matrix(methods["o-vector"], AFTER) if "o-vector" in methods else None
         found += [row(group, reference, resamples) for group in methods.values()]
-    return frame(corrected(found))
+    return frame(found)
 
 
 def matrix(group: pd.DataFrame, measure: str) -> np.ndarray:
@@ -79,21 +79,6 @@ def transfer(found: dict) -> str:
     if found["rise_low"] <= 0:
         return "none"
     return "argument" if found["among_after_low"] > found["among_chance"] else "class"
-
-
-def corrected(found: list[dict]) -> list[dict]:
-    """p of the differences adjusted for all methods and tasks of the model, domain by domain."""
-    for domain in ("in", "out"):
-        # The o-vector itself, and all its parts together, are not its rivals.
-        some = [
-            r
-            for r in found
-            if r["domain"] == domain
-            and r["method"] not in ("o-vector", "neurons_all", "directions_all")
-        ]
-        for one, value in zip(some, holm([r["p"] for r in some])):
-            one["p_holm"] = value
-    return found
 
 
 def frame(rows: list[dict]) -> pd.DataFrame:

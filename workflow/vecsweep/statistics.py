@@ -77,17 +77,6 @@ def difference(ours, theirs, resamples: int, seed: int = SEED) -> tuple[float, f
     return found, float(low), float(high), float((as_far.sum() + 1) / (len(signs) + 1))
 
 
-def holm(values) -> list[float]:
-    """p-values adjusted for their number (Holm), in the order given; nan stays nan."""
-    values = np.array(values, float)
-    order = [i for i in np.argsort(values) if not np.isnan(values[i])]
-    found, largest = values.copy(), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, values[i] * (len(order) - place)))
-        found[i] = largest
-    return found.tolist()
-
-
 @cache
 def chance_among(accepted: int, others: int) -> float:
     """Expected 1 / (1 + place) of the best of `accepted` answers among `others`, in random order.

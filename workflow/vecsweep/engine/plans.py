@@ -121,10 +121,18 @@ class Rivals:
         rise = ((after - before) * others).sum(1) / count.clamp(min=1)
         lifts = torch.stack([best[1] - best[0], rise], 1) / math.log(2)
         columns = zip(own.sum(1).tolist(), count.tolist(), *places, *lifts.T.tolist())
-        names = ("accepted", "alternatives", "place_before", "place_after", "own_lift", "others_lift")
+        names = (
+            "accepted",
+            "alternatives",
+            "place_before",
+            "place_after",
+            "own_lift",
+            "others_lift",
+        )
         found = [dict(zip(names, values)) for values in columns]
         return [
-            row | {"others_lift": row["others_lift"] if row["alternatives"] else None} for row in found
+            row | {"others_lift": row["others_lift"] if row["alternatives"] else None}
+            for row in found
         ]
 
 

@@ -6,25 +6,12 @@ import tempfile
 from pathlib import Path
 
 import duckdb
-import numpy as np
-import pandas as pd
 
 from vecsweep import Problem, tables
-from vecsweep.effects import effects
+from vecsweep.bands import add_bands, add_statistics
 from vecsweep.files import PACKAGE, replacing
 from vecsweep.layout import STAGES, Cell
-from vecsweep.statistics import (
-    BAND,
-    MACROS,
-    SEED,
-    band,
-    chance_among,
-    crossover_row,
-    curve_rows,
-    pair_band,
-    resampled_means,
-    share_band,
-)
+from vecsweep.statistics import MACROS, chance_among
 from vecsweep.sweep import blocks
 
 SQL = PACKAGE / "sql"
@@ -155,114 +142,6 @@ def add_runs(connection, results: Path, files: dict[str, list[str]]) -> None:
     connection.execute(query, {"paths": paths, "start": len(f"{results}/") + 1})
 
 
-def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
-    """Tables `curves`, `crossovers` and `effects`: means over prompts with 95 % bands.
-
-    `curves`: mean reciprocal rank of argument and answer by layer. `crossovers`: the depth,
-    (layer + 1) / layers, from which on the answer's mean reciprocal rank is the larger one.
-    Subset `correct` holds the prompts that are answered correctly, `all` every prompt.
-    """
-    # A cell at a time: memory does not grow with the sweep. One transaction: one write.
-    connection.begin()
-    query = "SELECT DISTINCT model, task, prompt_set FROM stages ORDER BY ALL"
-    for cell in connection.execute(query).fetchall():
-        for labels, values in subsets(connection, *cell):
-            drawn = resampled_means(values, resamples, seed)
-            add(connection, "curves", pd.DataFrame(curve_rows(values, drawn, labels)))
-            add(connection, "crossovers", pd.DataFrame([crossover_row(values, drawn, labels)]))
-    for (model,) in connection.execute("SELECT model FROM models ORDER BY ALL").fetchall():
-        add(connection, "effects", effects(connection, model, resamples))
-    add_swap_bands(connection, resamples, seed)
-    add_attribution_bands(connection, resamples, seed)
-    connection.commit()
-
-
-def add_swap_bands(connection, resamples: int, seed: int) -> None:
-    """Table `swap_bands`: whose answer is on top after an exchange, with intervals over prompts."""
-    keys = ["model", "task", "sublayer", "layer"]
-    columns = [f"{share}{end}" for share in ("own", "others") for end in ("", "_low", "_high")]
-    types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
-    types |= {"layer": "int32", "pairs": "int64", "prompts": "int64"}
-    found = []
-    for model, task in connection.execute(
-        "SELECT DISTINCT model, task FROM swaps ORDER BY ALL"
-    ).fetchall():
-        rows = connection.execute(
-            "SELECT * FROM swaps WHERE model = ? AND task = ?", [model, task]
-        ).df()
-        for key, group in rows.groupby(["sublayer", "layer"], sort=True):
-            outcomes = group.pivot(index="prompt_id", columns="other_id", values="outcome")
-            bands = [
-                value
-                for share in ("own", "others")
-                for value in pair_band(outcomes == share, resamples, seed)
-            ]
-            found.append([model, task, *key, len(group), len(outcomes), *bands])
-    frame = pd.DataFrame(found, columns=[*keys, "pairs", "prompts", *columns])
-    add(connection, "swap_bands", frame.astype(types))
-
-
-def add_attribution_bands(connection, resamples: int, seed: int) -> None:
-    """Table `attribution_bands`: mean contributions of prompts answered correctly, with bands."""
-    keys = ["model", "task", "prompt_set", "layer", "sublayer"]
-    columns = ["contribution", "low", "high"]
-    types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
-    types |= {"layer": "Int16", "prompts": "int64"}
-    add(connection, "attribution_bands", pd.DataFrame(columns=[*types]).astype(types))
-    cells = "SELECT DISTINCT model, task, prompt_set FROM attribution WHERE correct ORDER BY ALL"
-    for cell in connection.execute(cells).fetchall():
-        rows = connection.execute(
-            """SELECT prompt_id, layer, sublayer, contribution FROM attribution
-               WHERE correct AND model = ? AND task = ? AND prompt_set = ?""",
-            cell,
-        ).df()
-        # Embedding and biases have no layer; pandas would leave them out.
-        rows["layer"] = rows.layer.astype("Int16").fillna(-1)
-        wide = rows.pivot(
-            index="prompt_id", columns=["layer", "sublayer"], values="contribution"
-        ).sort_index(axis=1)
-        values = wide.to_numpy(float)
-        low, high = np.quantile(resampled_means(values, resamples, seed), BAND, axis=0)
-        found = [
-            [*cell, None if layer < 0 else layer, part, *numbers, len(wide)]
-            for (layer, part), *numbers in zip(wide.columns, values.mean(0), low, high)
-        ]
-        frame = pd.DataFrame(found, columns=[*keys, *columns, "prompts"])
-        add(connection, "attribution_bands", frame[[*types]].astype(types))
-
-
-def add(connection, table: str, rows: pd.DataFrame) -> None:
-    """Append rows to a table, which the first ones make."""
-    connection.register("frame", rows)
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT * FROM frame LIMIT 0")
-    connection.execute(f"INSERT INTO {table} SELECT * FROM frame")
-
-
-def subsets(connection, model: str, task: str, prompt_set: str):
-    """(labels, reciprocal ranks [prompts, 2, layers]) of the subsets `all` and `correct`.
-
-    In-domain prompts alone, so that no quota of another group weighs in. A subset without prompts
-    is left out.
-    """
-    rows = connection.execute(
-        """SELECT prompt_id, layer, target, reciprocal_rank, pattern != 'incorrect' AS correct
-           FROM lens JOIN stages USING (model, task, prompt_set, prompt_id)
-           JOIN prompts USING (model, task, prompt_set, prompt_id)
-           WHERE site = 'resid_post' AND NOT out_of_domain AND model = ? AND task = ? AND prompt_set = ?
-           ORDER BY target, layer, prompt_id""",
-        [model, task, prompt_set],
-    ).df()
-    for subset in ("all", "correct"):
-        chosen = rows if subset == "all" else rows[rows.correct]
-        if chosen.empty:
-            continue
-        wide = chosen.pivot(
-            index="prompt_id", columns=["target", "layer"], values="reciprocal_rank"
-        ).sort_index(axis=1)
-        labels = {"model": model, "task": task, "prompt_set": prompt_set, "subset": subset}
-        yield labels, np.stack([wide["argument"].values, wide["answer"].values], axis=1)
-
-
 def add_views(connection) -> None:
     """A view for each file of `sql/tables/` (written as CSV too) and `sql/views/` (for figures)."""
     waiting = {path.stem: path.read_text() for path in sorted(SQL.glob("[tv]*s/*.sql"))}
@@ -276,71 +155,6 @@ def add_views(connection) -> None:
                     raise
                 later[name] = query
         waiting = later
-
-
-def add_bands(connection, resamples: int, only: tuple[str, ...] = ()) -> None:
-    """What figures draw with a band: `layer_bands`, `part_bands`, `length_bands`.
-
-    Means over prompts of the views methods_by_layer, parts and word_lengths; the share of a part
-    is of the whole vector's lift. `only` names some of these tables.
-    """
-    for query, table, keys, columns in BANDS:
-        if only and table not in only:
-            continue
-        rows = connection.execute(f"SELECT * FROM {query}").df()
-        add(
-            connection, table, pd.DataFrame(columns=[*keys, *columns]).astype(_types(keys, columns))
-        )
-        found = []
-        for key, group in rows.groupby(keys, sort=True):
-            found.append([*key, len(group), *BANDED[table](group, resamples)])
-        if found:
-            frame = pd.DataFrame(found, columns=[*keys, *columns])
-            add(connection, table, frame.astype(_types(keys, columns)))
-
-
-def _types(keys, columns):
-    numbers = {"start_layer": "int32", "size": "int32", "prompts": "int32"}
-    return dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64") | {
-        c: kind for c, kind in numbers.items() if c in (*keys, *columns)
-    }  # fmt: skip
-
-
-def _layer_band(group, resamples):
-    return *band(group.after, resamples), group.before.mean()
-
-
-def _part_band(group, resamples):
-    lift, whole = group.after - group.before, group.whole - group.before
-    return *share_band(lift, whole, resamples), band(whole, resamples)[1]
-
-
-def _length_band(group, resamples):
-    return *band(group.before, resamples), *band(group.after, resamples)
-
-
-# View or query, table, keys, columns of its bands after the number of prompts.
-BANDS = (
-    (
-        "methods_by_layer",
-        "layer_bands",
-        ["model", "task", "method", "start_layer"],
-        ["prompts", "after", "low", "high", "before"],
-    ),
-    (
-        "parts",
-        "part_bands",
-        ["model", "task", "basis", "k"],
-        ["prompts", "share", "low", "high", "whole_low"],
-    ),
-    (
-        "lengths",
-        "length_bands",
-        ["model", "length", "size"],
-        ["prompts", "before", "before_low", "before_high", "after", "after_low", "after_high"],
-    ),
-)
-BANDED = {"layer_bands": _layer_band, "part_bands": _part_band, "length_bands": _length_band}
 
 
 def write_tables(connection, folder: Path) -> None:

@@ -11,8 +11,9 @@ from itertools import combinations
 from pathlib import Path
 
 from vecsweep import Problem, config
+from vecsweep.bands import add_bands
 from vecsweep.files import replacing
-from vecsweep.stages.summary import add_bands, workplace
+from vecsweep.stages.summary import workplace
 
 UNTYPED = '"NULL"'  # a column that is missing in all rows, as `revision` of local models is
 OF_SWEEP = ("injected", "place")  # columns of `tasks` that are a sweep's, not the task's

@@ -19,7 +19,7 @@ SELECT e.model, e.ovector_task AS task, e.domain, e.task AS prompts_of, e.method
        e.own_lift, e.own_lift_low, e.own_lift_high,
        e.others_lift, e.others_lift_low, e.others_lift_high, e.transfer,
        e.argument_before, e.no_effect, e.argument_stays, e.other_answer, e.other
-FROM effects AS e
+FROM corrected_effects AS e
 LEFT JOIN tried USING (model, ovector_task, method)
 LEFT JOIN effects AS o
     ON (e.model, e.ovector_task, e.task, e.domain, 'o-vector')
