@@ -9,7 +9,8 @@ A planted model answers one relation, by design:
 The FFNs of the other blocks add vectors that mean nothing, so that the right one must be found.
 
 In the look-up twin the same FFN knows the facts instead: a neuron an argument, which adds that
-argument's own answer.
+argument's own answer. In the class twin an answer has nothing in common with its argument: the FFN's
+vector says "an answer", and no more.
 
 The stream is a sum of features: rows of an orthonormal matrix, each of mean zero, so that a layer
 norm only scales it. One constant feature is much longer than the rest and keeps that scale steady.
@@ -93,11 +94,11 @@ class Features:
             basis = basis[1:]
         self.pair, self.copied, self.rest = basis.split([COUNT, COUNT, len(basis) - 2 * COUNT])
 
-    def embedding(self):
+    def embedding(self, shared=True):
         """Token vectors [vocabulary, D_MODEL], which are also those of the LM head.
 
-        An argument and its answer share a code and lean to opposite sides; other words differ
-        in directions that nothing reads.
+        An argument and its answer share a code, if `shared`, and lean to opposite sides; other
+        words differ in directions that nothing reads.
         """
         vectors = []
         for word in words():
@@ -107,7 +108,7 @@ class Features:
                 vector = vector + code - self.lean + 0.5 * self.is_argument
             elif word in ANSWERS:
                 number = ANSWERS.index(word)
-                vector = vector + self.pair[number] + self.lean
+                vector = vector + shared * self.pair[number] + self.lean
                 vector = vector + 0.5 * self.copied[number] + 0.5 * self.is_answer
             else:
                 noise = torch.randn(len(self.rest), generator=self.generator)
@@ -166,7 +167,7 @@ def _neurons(f, site) -> dict[int, tuple]:
     always = f.constant / CONSTANT
     # 10 passes a GELU unchanged, -10 gives zero.
     neurons = {i: (_rows(10 * always), _rows(STEP * f.rest[i] / 10)) for i in range(LAYERS)}
-    if site == "ffn":
+    if site in ("ffn", "class"):
         neurons[LAYER] = _rows(20 * f.flag - 10 * always), _rows(planted_vector(f) / 10)
     if site == "lookup":  # 10 where the flag is and that argument is said, below 0 without either
         asked = 20 * f.flag + 20 * f.pair / SAYS - 30 * always
@@ -209,7 +210,8 @@ def _attention_matrices(form, heads):
 def build(form, site="ffn"):
     """(model, planted vector): a causal LM of a form, its function applied by `site`.
 
-    A site is `ffn`, `attention`, or `lookup` for an FFN that recalls each answer.
+    A site is `ffn`, `attention`, `lookup` for an FFN that recalls each answer, or `class` for one
+    whose vector is all that answers have.
     """
     f = Features()
     model = _model(form)
@@ -220,7 +222,7 @@ def build(form, site="ffn"):
             # Undoes the norm's scaling, as far as the constant feature makes up the stream.
             module.weight.fill_(CONSTANT / math.sqrt(D_MODEL))
     decoder = model.transformer
-    embedding = f.embedding()
+    embedding = f.embedding(shared=site != "class")
     model.get_input_embeddings().weight.copy_(embedding)
     model.get_output_embeddings().weight.copy_(embedding)
     if form == "gpt2":

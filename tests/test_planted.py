@@ -10,22 +10,32 @@ import sys
 from types import SimpleNamespace
 
 import duckdb
+import pandas as pd
 import pytest
 import torch
+import transformers
 import yaml
 
 import planted
-from conftest import REPO, run_stage
+from conftest import REPO, describe, main, run_stage
 from test_ovectors import assert_no_vectors, chain
 from test_swaps import chain as swap_chain
+from vecsweep import effects
+from vecsweep.engine import load
+from vecsweep.engine.plans import Plan, run_plans
+from vecsweep.engine.readout import Readout
 from vecsweep.files import Tensors, read_json, read_table
 from vecsweep.stages import ablations
+from vecsweep.statistics import chance_among
+from vecsweep.tasks.rows import NOVEL, all_answers, kept_rows
 
 FFN_MODELS = [f"{form}-ffn" for form in planted.FORMS]
 TWIN = "gpt2-attention"
 MODELS = [*FFN_MODELS, TWIN]
 DONORS = 4
 INSIDE = planted.COUNT - planted.OUTSIDE
+# Pairs of each split in the domain, as stage prompts deals 18 distinct ones out.
+TRAIN, DEV, TEST = 7, 4, 7
 EVERY = planted.COUNT
 
 
@@ -37,8 +47,7 @@ def sweep(tmp_path_factory):
     config = {
         "models": {},
         "tasks": {"towns": {"file": str(planted.write_task(folder / "tasks"))}},
-        "ovectors": {"donors": DONORS},
-        "interventions": {"controls_over_layers": "towns"},
+        "ovectors": {"per_layer": DONORS},
     }
     for name in MODELS:
         path = folder / "weights" / name
@@ -73,10 +82,14 @@ def sweep(tmp_path_factory):
         )
 
 
+# Last layer of argument formation: between attention and FFN of the layer where the FFN flips it.
+LAST = {"ffn": planted.LAYER, "attention": planted.LAYER - 1}
+
+
 def built_stages(site):
     """The stages of all prompts of a model, by prompt set; the copying head is in block 1."""
     return {
-        "abstractive": ("argument-function", 0, planted.LAYER - 1, planted.LAYER, site, 2),
+        "abstractive": ("argument-function", 0, LAST[site], planted.LAYER, site, 2),
         "extractive": ("argument-function", 0, 0, 1, "attention", 3),
     }
 
@@ -100,13 +113,14 @@ def test_vector_is_found(sweep, name):
     vectors, planted_one = file["vectors"], sweep.vectors[name][None]
     assert vectors.shape == (DONORS + 1, planted.D_MODEL)  # the mean of all donors is the last
     assert torch.cosine_similarity(vectors, planted_one).min() > 0.99
-    # All eligible vectors are one direction.
+    # All donors' vectors are one direction.
     assert abs(torch.cosine_similarity(file["directions"][:1], planted_one)) > 0.99
-    assert file.metadata["eligible"] == str(INSIDE)
+    assert file.metadata["eligible"] == str(TRAIN)
     rows = read_table(sweep.results / "ovectors" / name / "towns.parquet").to_pylist()
     assert {row["layer"] for row in rows} == {planted.LAYER} and rows[-1]["donor"] is None
     pairs = dict(zip(planted.ARGUMENTS[:INSIDE], planted.ANSWERS))
     assert all(pairs[row["argument"]] == row["answer"] for row in rows[:-1])
+    assert {(row["rule"], row["flips"]) for row in rows} == {("flips", TRAIN)}
     # Read out by itself it says "an answer", and "no argument", of no pair in particular.
     words = planted.words()
     for row in rows:
@@ -117,40 +131,49 @@ def test_vector_is_found(sweep, name):
 @pytest.mark.parametrize("name", FFN_MODELS)
 def test_vector_works_from_every_start_layer(sweep, name):
     found = sweep.query(
-        """SELECT start_layer, mode, min(end_layer), min(reciprocal), count(DISTINCT coalesce(donor, -1))
-           FROM (SELECT *, 1 / (1 + rank_after) AS reciprocal FROM interventions
-                 WHERE model = ? AND split = 'dev' AND target = 'answer')
-           GROUP BY ALL ORDER BY ALL""",
+        """SELECT method, start_layer, end_layer, mode, min(1 / (1 + rank_after)),
+                  count(DISTINCT prompt_id)
+           FROM interventions
+           WHERE model = ? AND split = 'dev' AND target = 'answer' AND method IN ('o-vector', 'mean')
+           GROUP BY ALL""",
         name,
     )
-    layers = range(planted.LAYERS)
-    assert found == [(i, m, layers[-1], 1, DONORS + 1) for i in layers for m in ("add", "replace")]
+    last = planted.LAYERS - 1
+    assert sorted(found) == sorted(
+        (method, start, end, mode, 1, DEV)
+        for method in ("o-vector", "mean")
+        for start in range(planted.LAYERS)
+        for end in {start, last}
+        for mode in ("add", "replace")
+    )
 
 
-def outcomes(sweep, name, *controls):
-    """The outcomes on test of some controls, (domain, prompt_id, target, before, after) rows."""
-    listed = ", ".join(f"'{control}'" for control in controls)
+def outcomes(sweep, name, *methods):
+    """The outcomes on test of some methods, (domain, prompt_id, target, before, after) rows."""
+    listed = ", ".join(f"'{method}'" for method in methods)
     return sweep.query(
         f"""SELECT domain, prompt_id, target, rank_before, rank_after FROM interventions
-            WHERE model = ? AND split = 'test' AND control IN ({listed})""",
+            WHERE model = ? AND split = 'test' AND method IN ({listed})""",
         name,
     )
 
 
 @pytest.mark.parametrize("name", FFN_MODELS)
 def test_vector_flips_every_argument(sweep, name):
-    # The chosen vector, the other donors', and its one neuron and one direction alone.
-    for control in ("o-vector", "donor", "neurons_1", "directions_1"):
-        rows = outcomes(sweep, name, control)
-        # Neither the dev half nor a donor's pair is in it.
-        (dev,) = sweep.query(
-            "SELECT list(DISTINCT prompt_id) FROM interventions WHERE model = ? AND split = 'dev'",
-            name,
+    # One donor's vector, the mean, the other donors', one neuron and one direction alone.
+    for method in ("o-vector", "mean", "donor", "neurons_1", "directions_1"):
+        rows = outcomes(sweep, name, method)
+        seen = dict(
+            sweep.query(
+                """SELECT split, list(DISTINCT prompt_id) FROM prompts
+                   WHERE model = ? AND NOT out_of_domain GROUP BY split""",
+                name,
+            )
         )
-        (donors,) = sweep.query("SELECT list(donor) FROM ovectors WHERE model = ?", name)
-        inside = set(range(INSIDE)) - set(dev[0]) - set(donors[0])
-        assert len(inside) + len(dev[0]) + DONORS == INSIDE and len(inside) > 3
-        expected = {("in", i) for i in inside} | {("out", i) for i in range(INSIDE, EVERY)}
+        assert {split: len(ids) for split, ids in seen.items()} == {
+            "train": TRAIN, "dev": DEV, "test": TEST,
+        }  # fmt: skip
+        expected = {("in", i) for i in seen["test"]} | {("out", i) for i in range(INSIDE, EVERY)}
         assert {row[:2] for row in rows} == expected
         for _, _, target, before, after in rows:
             if target == "argument":
@@ -161,19 +184,46 @@ def test_vector_flips_every_argument(sweep, name):
 
 @pytest.mark.parametrize("name", FFN_MODELS)
 def test_controls_change_no_prompt(sweep, name):
-    # At every start layer: the argument is the top token before and after.
-    for control in ("random", "zero", "unrelated"):
-        rows = [row for row in outcomes(sweep, name, control) if row[2] == "argument"]
+    # The argument is the top token before and after.
+    for method in ("random", "zero", "unrelated"):
+        rows = [row for row in outcomes(sweep, name, method) if row[2] == "argument"]
         prompts = {row[:2] for row in rows}
         assert prompts == {row[:2] for row in outcomes(sweep, name, "o-vector")}
         assert {row[3:] for row in rows} == {(0, 0)}
-    # They are what they are called: several, and as strong as the vector.
-    ((count,),) = sweep.query(
-        """SELECT count(DISTINCT repeat) FROM interventions
-           WHERE model = ? AND control = 'random' AND start_layer = 0""",
-        name,
-    )
-    assert count == 3
+
+
+@pytest.mark.parametrize("form", planted.FORMS)
+@pytest.mark.parametrize("site, carries", [("ffn", "argument"), ("class", "class")])
+def test_promoting_a_class_is_told_from_the_own_answer(form, site, carries, tmp_path):
+    """The same vector, put into models whose answers do and do not hang on the argument."""
+    vector = planted.save(tmp_path / "weights", form, site)
+    made = describe("gpt2", tmp_path / "weights", tmp_path / "described", layers=planted.LAYERS)
+    assert main(made.arguments) == 0
+    prompts = tmp_path / "prompts.parquet"
+    shown = {"demonstrations": 1, "seed": 0, "max_prompts": None}
+    task = planted.write_task(tmp_path)
+    run_stage("prompts", model=made.description, task=task, settings=shown, output=prompts)
+    rows = kept_rows(prompts, NOVEL)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
+    last = planted.LAYERS - 1
+    plan = Plan(last, last, "replace", "all", vector[None], [{}])
+    readout = Readout.load(made.readout)
+    found = run_plans(load.engine_of(model, 64), readout, rows, [plan], all_answers(rows))
+    table = pd.DataFrame(found)
+    for when in ("before", "after"):
+        table[f"reciprocal_rank_{when}"] = 1 / (1 + table[f"answer_rank_{when}"])
+        table[f"among_{when}"] = 1 / (1 + table[f"place_{when}"])
+    table["rise"] = table.reciprocal_rank_after - table.reciprocal_rank_before
+    table["among_chance"] = [
+        chance_among(*pair) for pair in zip(table.accepted, table.alternatives)
+    ]
+    missing = {*effects.SETTING, "vector", *effects.SHARES} - set(table.columns)
+    row = effects.row(table.assign(**dict.fromkeys(missing, 0)), None, 500)
+    # Both bring answers up, and lift the others' as much as the own.
+    assert row["prompts"] == EVERY and row["rise_low"] > 0
+    assert row["own_lift"] == pytest.approx(row["others_lift"], rel=0.1) and row["own_lift"] > 1
+    assert row["transfer"] == carries
+    assert row["among_after"] == 1 or site == "class"
 
 
 def right(site, prompt_set, sublayer, removed) -> bool:

@@ -5,11 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from test_figures import CHOSEN, make_database
+from test_figures import CHOSEN, LAYERS, SEARCHED, SOURCES, make_database
 
 CELL = ["model", "ovector_task", "task", "domain"]
-SHARES = ["top_1", "top_5", "top_10", "no_effect", "argument_stays", "other_answer", "other"]
-RANKS = ["reciprocal_rank_before", "reciprocal_rank_after"]
+SHARES = ["argument_before", "top_1_before", "top_1", "top_5", "top_10", "no_effect"]
+SHARES += ["argument_stays", "other_answer", "other"]
+MEANS = ["reciprocal_rank_before", "reciprocal_rank_after", "rise", "among_before", "among_after"]
+MEANS += ["own_lift", "others_lift"]
+RANKS = MEANS[:2]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,14 @@ def judged(raw):
     found = raw["interventions"].merge(novel[keys + columns], on=keys, validate="many_to_one")
     for when in ("before", "after"):
         found[f"reciprocal_rank_{when}"] = 1 / (1 + found[f"answer_rank_{when}"])
+    found["rise"] = found.reciprocal_rank_after - found.reciprocal_rank_before
+    for when in ("before", "after"):
+        found[f"among_{when}"] = 1 / (1 + found[f"place_{when}"])
     rank, top = found.answer_rank_after, found.top_after
+    found["argument_before"] = found.top_before == found.argument_token
     found["top_1_before"] = found.answer_rank_before == 0
     found["top_1"], found["top_5"], found["top_10"] = rank == 0, rank < 5, rank < 10
-    found["no_effect"] = top == found.top_before
+    found["no_effect"] = np.where(found.argument_before, top == found.argument_token, np.nan)
     wrong = rank > 0
     found["argument_stays"] = wrong & (top == found.argument_token)
     same_type = [
@@ -49,21 +56,7 @@ def judged(raw):
     ]
     found["other_answer"] = wrong & ~found.argument_stays & np.array(same_type)
     found["other"] = wrong & ~found.argument_stays & ~found.other_answer
-    return found.astype(dict.fromkeys([*SHARES, "top_1_before"], float))
-
-
-def chosen_settings(raw):
-    """{(model, task): (start layer, donor, source layer)} with the best mean on dev on test."""
-    once = raw["interventions"][raw["interventions"].control == "difference_once"]
-    starts = once.groupby(["model", "ovector_task"]).start_layer.agg(["min", "max"])
-    assert (starts["min"] == starts["max"]).all()
-    test = raw["interventions"].query("split == 'test' and control == 'o-vector'")
-    found = {}
-    for cell, start in starts["min"].items():
-        rows = test[(test.model == cell[0]) & (test.ovector_task == cell[1])]
-        (setting,) = {*zip(rows.donor, rows.source_layer)}
-        found[cell] = (start, *setting)
-    return found
+    return found.astype(dict.fromkeys(SHARES, float))
 
 
 def same(table, expected, keys, values):
@@ -82,90 +75,152 @@ def test_error_classes_add_up(sweep):
     count, low, high, _ = connection.execute(query).fetchone()
     assert (count, low, high) == (len(raw["interventions"]), 1, 1)
     sums = "top_1 + argument_stays + other_answer + other"
-    for name in ("effects", "controls", "ovector_results"):
+    for name in ("effects", "methods", "ovector_results"):
         found = connection.execute(f"SELECT {sums} FROM {name}").df()
         np.testing.assert_allclose(found.iloc[:, 0], 1)
 
 
+SETTING = ["source_layer", "start_layer", "end_layer", "mode", "scale"]
+
+
 def test_chosen(sweep):
     connection, raw = sweep
-    rows = connection.execute("SELECT * FROM chosen").df()
-    found = {(r.model, r.task): (r.start_layer, r.donor, r.source_layer) for r in rows.itertuples()}
-    assert len(found) == len(rows) and found == chosen_settings(raw)
+    table = connection.execute("SELECT * FROM chosen").df()
+    test = raw["interventions"].query("split == 'test' and method in @SEARCHED")
+    test = test.assign(task=test.ovector_task)
+    keys = ["model", "task", "method"]
+    expected = test.groupby([*keys, *SETTING], dropna=False).size().reset_index()
+    same(table, expected, keys, ["start_layer", "end_layer", "scale"])
+    assert table.donor.notna().equals(table.method == "o-vector")
+    assert table.source_layer.isna().equals(table.method == "zero")
 
 
 def expected_effects(raw):
-    """Means on test: repeats of a prompt first, for other donors over the donors."""
+    """Means on test, of a prompt's several vectors first."""
     rows = judged(raw).query("split == 'test'")
-    unit = rows.prompt_id.where(rows.control != "donor", rows.donor).rename("unit")
-    keys = [*CELL, "control", "start_layer", "mode"]
-    units = rows.groupby([*keys, unit])[[*RANKS, *SHARES, "top_1_before"]].mean()
-    expected = units.groupby(keys).mean()
-    return expected.assign(units=units.groupby(keys).size()).reset_index()
+    keys = [*CELL, "method"]
+    prompts = rows.groupby([*keys, "prompt_id"])[[*MEANS, *SHARES]].mean()
+    expected = prompts.groupby(keys).mean()
+    vectors = rows.groupby([*keys, "prompt_id"]).size().groupby(keys).max()
+    sizes = {"prompts": prompts.groupby(keys).size(), "vectors": vectors}
+    return expected.assign(**sizes).reset_index()
 
 
 def test_effects(sweep):
     connection, raw = sweep
     table, expected = connection.execute("SELECT * FROM effects").df(), expected_effects(raw)
-    keys, values = [*CELL, "control", "start_layer", "mode"], [*RANKS, *SHARES]
-    same(table, expected, keys, [*values, "top_1_before", "units"])
-    for name in values:
+    same(table, expected, [*CELL, "method"], [*MEANS, *SHARES, "prompts", "vectors"])
+    for name in (*MEANS, *SHARES):
         assert (table[f"{name}_low"] <= table[name] + 1e-9).all()
         assert (table[name] <= table[f"{name}_high"] + 1e-9).all()
+        # No interval has zero width, whatever the values.
+        assert (table[f"{name}_low"] < table[f"{name}_high"]).all(), name
+    # Of two answers, one of them the own: (1 + 1/2) / 2.
+    np.testing.assert_allclose(table.among_chance, 0.75)
     # A bootstrap interval is about 1.96 standard errors to each side where prompts are many.
-    row = table.query("control == 'o-vector' and domain == 'in'").iloc[0]
-    some = judged(raw).query("split == 'test' and control == 'o-vector' and domain == 'in'")
+    row = table.query("method == 'o-vector' and domain == 'in'").iloc[0]
+    some = judged(raw).query("split == 'test' and method == 'o-vector' and domain == 'in'")
     some = some[(some.model == row.model) & (some.ovector_task == row.ovector_task)]
-    some = some[some.start_layer == row.start_layer].reciprocal_rank_after
+    some = some.reciprocal_rank_after
     width = row.reciprocal_rank_after_high - row.reciprocal_rank_after_low
     assert width == pytest.approx(2 * 1.96 * some.std(ddof=0) / len(some) ** 0.5, rel=0.35)
 
 
-def at_chosen(rows, raw):
-    settings = chosen_settings(raw)
-    start = [settings[cell][0] for cell in zip(rows.model, rows.ovector_task)]
-    return rows[rows.start_layer == start]
-
-
-def test_controls(sweep):
+def test_differences_are_paired_with_the_o_vector(sweep):
     connection, raw = sweep
-    expected = at_chosen(expected_effects(raw), raw)
-    lift = expected.reciprocal_rank_after - expected.reciprocal_rank_before
-    keys = ["model", "ovector_task", "domain"]
-    whole = expected.assign(whole=lift)[expected.control == "o-vector"][[*keys, "whole"]]
-    expected = expected.assign(lift=lift).merge(whole, on=keys)
-    expected["share_of_lift"] = expected.lift / expected.whole
-    expected = expected.drop(columns="task").rename(columns={"ovector_task": "task"})
-    table = connection.execute("SELECT * FROM controls").df()
-    keys = ["model", "task", "domain", "control"]
-    same(table, expected, keys, [*RANKS, *SHARES, "units", "share_of_lift"])
+    table = connection.execute("SELECT * FROM effects").df()
+    rows = judged(raw).query("split == 'test'")
+    prompts = rows.groupby([*CELL, "method", "prompt_id"]).reciprocal_rank_after.mean()
+    for row in table.itertuples():
+        cell = (row.model, row.ovector_task, row.task, row.domain)
+        each = prompts[(*cell, row.method)] - prompts[(*cell, "o-vector")]
+        assert row.difference == pytest.approx(each.mean())
+        assert row.difference_low <= row.difference + 1e-9
+        if each.any() and len(each) > 20:
+            # The signs' test is about the normal one.
+            z = abs(each.mean()) / (each.std(ddof=0) / len(each) ** 0.5)
+            assert (row.p < 0.05) == (z > 1.96) or 1.5 < z < 2.5
+    own = table[table.method == "o-vector"]
+    assert (own.difference == 0).all() and (own.p == 1).all()
+
+
+def test_holm(sweep):
+    connection, _ = sweep
+    table = connection.execute("SELECT * FROM corrected_effects").df()
+    whole = ["o-vector", "neurons_all", "directions_all"]
+    assert table[table.method.isin(whole)].p_holm.isna().all()
+    for _, some in table[~table.method.isin(whole)].groupby(["model", "domain"]):
+        largest = 0.0
+        ordered = some.sort_values(["p", "ovector_task", "task", "method"])
+        for place, (p, found) in enumerate(zip(ordered.p, ordered.p_holm)):
+            largest = max(largest, min(1, p * (len(some) - place)))
+            assert found == pytest.approx(largest)
+
+
+def test_transfer(sweep):
+    connection, _ = sweep
+    for row in connection.execute("SELECT * FROM effects").df().itertuples():
+        if row.prompts < 20:
+            assert row.transfer == "too few"
+        elif row.rise_low <= 0:
+            assert row.transfer == "none"
+        else:
+            above = row.among_after_low > row.among_chance
+            assert row.transfer == ("argument" if above else "class")
+
+
+def test_methods(sweep):
+    connection, raw = sweep
+    expected = expected_effects(raw)
+    lows = connection.execute("SELECT * FROM effects WHERE method = 'o-vector'").df()
+    rises = {tuple(row[key] for key in CELL): row.rise for _, row in lows.iterrows()}
+    sure = {tuple(row[key] for key in CELL) for _, row in lows.iterrows() if row.rise_low > 0}
+    cells = [tuple(row) for row in expected[CELL].itertuples(index=False)]
+    expected["share_of_lift"] = [
+        rise / rises[cell] if cell in sure else np.nan for rise, cell in zip(expected.rise, cells)
+    ]
+    expected = expected.rename(columns={"task": "prompts_of", "ovector_task": "task"})
+    table = connection.execute("SELECT * FROM methods").df()
+    keys = ["model", "task", "prompts_of", "domain", "method"]
+    same(table, expected, keys, [*RANKS, "top_1", "no_effect", "prompts", "share_of_lift"])
     parts = {f"{basis}_{k}" for basis in ("neurons", "directions") for k in (1, 10, 100, "all")}
-    assert parts <= set(table.control) and {"mean", "donor", "zero"} <= set(table.control)
+    assert parts <= set(table.method) and {*SEARCHED, "donor"} <= set(table.method)
+    # As many settings for all, but for those that have fewer: zero has no source layer.
+    tried = table.groupby("method").settings.agg(["min", "max"])
+    for method in SEARCHED:
+        settings = LAYERS * (1 if method == "zero" else len(SOURCES))
+        assert tuple(tried.loc[method]) == (settings, settings)
+    assert tried.drop(list(SEARCHED)).isna().all(axis=None)
 
 
 def test_ovector_results(sweep):
     connection, raw = sweep
     table = connection.execute("SELECT * FROM ovector_results").df()
-    expected = at_chosen(expected_effects(raw), raw).query("control == 'o-vector'")
-    expected = expected.drop(columns="task")
-    expected = expected.rename(columns={"ovector_task": "task", "units": "prompts"})
-    expected["lift"] = expected.reciprocal_rank_after / expected.reciprocal_rank_before
+    every = expected_effects(raw)
+    expected = every.query("method == 'o-vector'").drop(columns="task")
+    expected = expected.rename(columns={"ovector_task": "task"})
     keys = ["model", "task", "domain"]
-    same(table, expected, keys, [*RANKS, *SHARES, "top_1_before", "prompts", "lift"])
-    # Donors: prompts of the task's own domain whose answer an FFN put on top.
+    same(table, expected, keys, [*RANKS, *SHARES, "prompts", "rise"])
+    # Train prompts that one FFN flipped.
     abstractive = raw["stages"][raw["stages"].prompt_set == "abstractive"]
     keys = ["model", "task", "prompt_set", "prompt_id"]
-    rows = abstractive.merge(raw["prompts"][[*keys, "out_of_domain"]], on=keys)
-    rows = rows[rows.function_site.isin(["ffn", "both"]) & ~rows.out_of_domain]
-    eligible = rows.groupby(["model", "task"]).size().to_dict()
+    rows = abstractive.merge(raw["prompts"][[*keys, "split"]], on=keys)
+    rows = rows[rows.flip_layer.notna() & (rows.split == "train")]
+    flips = rows.groupby(["model", "task"]).size().to_dict()
+    rivals = every[~every.method.isin(["o-vector", "donor", "neurons_all", "directions_all"])]
     for row in table.itertuples():
-        assert row.eligible_donors == eligible.get((row.model, row.task), 0)
+        assert row.train_flips == flips.get((row.model, row.task), 0) > 0
+        same_cell = (rivals.model == row.model) & (rivals.ovector_task == row.task)
+        here = rivals[same_cell & (rivals.domain == row.domain)]
+        best = here.loc[here.reciprocal_rank_after.idxmax()]
+        assert row.strongest_after == pytest.approx(best.reciprocal_rank_after)
+        assert row.strongest == best.method
 
 
 def test_search(sweep):
     connection, raw = sweep
     table = connection.execute("SELECT * FROM search").df()
-    keys = ["model", "task", "donor", "source_layer", "start_layer", "mode", "scale"]
+    keys = ["model", "task", "method", *SETTING]
     groups = judged(raw).query("split == 'dev'").groupby(keys, dropna=False)
     expected = groups[[*RANKS, "top_1"]].mean().assign(prompts=groups.size()).reset_index()
     same(table, expected, keys, [*RANKS, "top_1", "prompts"])
@@ -174,7 +229,7 @@ def test_search(sweep):
 def test_tokenization(sweep):
     connection, raw = sweep
     table = connection.execute("SELECT * FROM tokenization").df()
-    rows = at_chosen(judged(raw).query("split == 'test' and control == 'o-vector'"), raw)
+    rows = judged(raw).query("split == 'test' and method == 'o-vector'")
     rows = rows.assign(
         task=rows.ovector_task, first_token_letters=rows.first_token_letters.clip(upper=6)
     )
@@ -206,8 +261,9 @@ def test_paper_comparison(sweep):
     assert not table.duplicated([*numbers, "our_model"]).any()
     count = table.groupby(numbers).size()
     assert len(count) == 49 and (count == 2).all()  # each number, beside each of our models
-    results = at_chosen(expected_effects(raw), raw).query("control == 'o-vector'")
-    settings = chosen_settings(raw)
+    results = expected_effects(raw).query("method == 'o-vector'")
+    chosen = connection.execute("SELECT * FROM chosen WHERE method = 'o-vector'").df()
+    settings = chosen.set_index(["model", "task"])
     seen = set()
     for row in table.itertuples():
         cell = (row.our_model, row.task)
@@ -218,13 +274,13 @@ def test_paper_comparison(sweep):
             "rank after": lambda: 1 / here.reciprocal_rank_after.item(),
             "top-1 share": lambda: here.top_1.item(),
             "no-effect share": lambda: here.no_effect.item(),
-            "start layer": lambda: settings[cell][0],
-            "source layer": lambda: settings[cell][2],
+            "start layer": lambda: settings.start_layer[cell],
+            "source layer": lambda: settings.source_layer[cell],
             "end layer": lambda: 11,
         }.get(row.quantity)
         if ours and len(here):
             assert row.our_value == pytest.approx(ours())
-            assert row.prompts == here.units.item()
+            assert row.prompts == here.prompts.item()
             seen.add(row.quantity)
             if row.quantity.startswith("rank"):
                 assert row.our_low <= row.our_value <= row.our_high
@@ -237,6 +293,7 @@ def test_paper_comparison(sweep):
         accuracy = rows.groupby("step").correct.mean()
         change = values[f"accuracy change, {name[1]}", "colored_objects", "in", name[0]]
         assert change == pytest.approx(accuracy[2] - accuracy[0])
+        assert accuracy[0] == 1  # 10 right answers: enough to lose
     errors = results[results.domain == "in"].groupby("model")[
         ["argument_stays", "other_answer", "other"]
     ]
@@ -250,9 +307,28 @@ def test_paper_comparison(sweep):
     ).fetchall()
     found = table.query("quantity == 'depth of the crossover' and task == 'capitals'")
     assert found.sort_values("our_model").our_value.tolist() == [depth for (depth,) in crossing]
-    assert values["X, abstractive prompts", "capitals", "in"].tolist() == [1, 1]
-    assert values["X, extractive prompts", "capitals", "in"].tolist() == [0, 0]
     assert values["start layer", "capitals", "in"].tolist() == [CHOSEN, CHOSEN]
+    # Neither yes nor no from 11 prompts.
+    for name in ("abstractive", "extractive"):
+        some = table.query(f"quantity == 'X, {name} prompts' and task == 'capitals'")
+        assert some.our_value.isna().all() and some.note.str.contains("too few prompts").all()
+    rises = table.query("quantity == 'reciprocal rank rises' and task == 'capitals'")
+    assert rises.our_value.tolist() == [1, 1] and (rises.our_low > 0).all()
+
+
+@pytest.mark.parametrize(
+    "n, low, high, said",
+    [
+        (20, 0.1, 0.4, (1, "decided")),
+        (19, 0.1, 0.4, (None, "too few prompts")),
+        (50, -0.3, -0.1, (0, "decided")),
+        (50, -0.3, 0, (0, "decided")),
+        (50, -0.1, 0.1, (None, "undecided: the interval holds both")),
+    ],
+)
+def test_yes_and_no_need_prompts_and_an_interval(sweep, n, low, high, said):
+    query = "SELECT yes(?, ?, ?, 0), undecided(?, ?, ?, 0)"
+    assert sweep[0].execute(query, [n, low, high] * 2).fetchone() == said
 
 
 def test_the_caption_names_every_table(sweep):

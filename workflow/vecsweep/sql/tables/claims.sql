@@ -1,0 +1,70 @@
+-- What may be said of a model and task, in words, and the rows that it stands on. An o-vector's sentence
+-- names the strongest other thing that was put in its place, an exchange's both shares.
+WITH words AS (
+    SELECT * FROM (VALUES
+        ('mean', 'the mean of all donors of a layer'),
+        ('difference', 'a difference of mean states'),
+        ('rival', 'another task''s mean o-vector'),
+        ('unrelated', 'the FFN''s update on random words'),
+        ('random', 'random vectors of the same norm'),
+        ('zero', 'dropping the FFNs'),
+        ('neurons_1', 'the o-vector''s largest neuron alone'),
+        ('neurons_10', 'the o-vector''s ten largest neurons'),
+        ('neurons_100', 'the o-vector''s hundred largest neurons'),
+        ('directions_1', 'the o-vector along one direction'),
+        ('directions_10', 'the o-vector along ten directions'),
+        ('directions_100', 'the o-vector along a hundred directions')
+    ) AS t(method, rival)
+),
+ovector AS (
+    SELECT e.model, e.ovector_task AS task, e.domain, 'o-vector' AS claim,
+           'methods' AS "table", format('o-vector, {}', s.method) AS "rows", e.prompts,
+           CASE WHEN NOT enough(e.prompts)
+                THEN format('Too few test prompts ({}) for a finding.', e.prompts)
+                ELSE format(
+               'The FFN update of {} → {} (layer {}), {} {}, {} the mean reciprocal rank of the answer '
+               || 'in novel contexts {} {:.2f} to {:.2f} ({:.2f} to {:.2f}, {} test prompts). ',
+               v.argument, v.answer, e.source_layer,
+               if(e.mode = 'replace', 'put in place of the FFN''s', 'added to the FFN''s'),
+               if(e.start_layer = e.end_layer, format('of layer {}', e.start_layer),
+                  format('of layers {} to {}', e.start_layer, e.end_layer)),
+               if(e.rise_low > 0, 'lifts', 'does not lift for sure'),
+               'from', e.reciprocal_rank_before, e.reciprocal_rank_after,
+               e.reciprocal_rank_after_low, e.reciprocal_rank_after_high, e.prompts)
+               || format('{} {}: {:.2f}{}. ',
+               if(s.difference > 0, 'Stronger:', 'Next best:'), rival, s.reciprocal_rank_after,
+               if(s.p_holm < 0.05, format(', a difference (p = {:.3f})', s.p_holm),
+                  format(', not told apart (p = {:.2f})', s.p_holm)))
+               || CASE e.transfer
+               WHEN 'argument' THEN format(
+                   'Among all answers of the task the own one stands above chance ({:.2f} against {:.2f}; '
+                   || 'before {:.2f}).', e.among_after, e.among_chance, e.among_before)
+               WHEN 'class' THEN format(
+                   'Among all answers of the task the own one is at chance ({:.2f} against {:.2f}): only '
+                   || 'the class of answers is promoted.', e.among_after, e.among_chance)
+               ELSE '' END END AS sentence
+    FROM effects AS e
+    JOIN strongest AS s USING (model, ovector_task, task, domain)
+    JOIN words ON s.method = words.method
+    JOIN chosen AS c ON (c.model, c.task, c.method) = (e.model, e.ovector_task, e.method)
+    JOIN ovectors AS v
+        ON (v.model, v.task, v.layer, v.donor) = (c.model, c.task, c.source_layer, c.donor)
+    WHERE e.method = 'o-vector'
+),
+swapped AS (
+    SELECT model, task, 'in' AS domain, 'swap, ' || sublayer AS claim, 'swap_verdicts' AS "table",
+           format('{}, layer {}', sublayer, layer) AS "rows", prompts,
+           CASE verdict WHEN 'too few' THEN format('Too few prompts ({}) to exchange.', prompts)
+           ELSE format(
+               'Exchanged between {} prompts at layer {}, the {} leaves each its own answer in {:.0f} % '
+               || '({:.0f} to {:.0f}) and brings the other''s along in {:.0f} % ({:.0f} to {:.0f}): {}.',
+               prompts, layer, if(sublayer = 'ffn', 'FFN''s update', 'attention''s update'),
+               100 * own, 100 * own_low, 100 * own_high,
+               100 * others, 100 * others_low, 100 * others_high,
+               CASE verdict WHEN 'function' THEN 'it acts as a function'
+                    WHEN 'fact' THEN 'it carries the fact'
+                    ELSE 'neither a function alone nor the fact alone' END) END AS sentence
+    FROM swap_verdicts
+    WHERE sublayer = 'ffn'
+)
+FROM ovector UNION ALL BY NAME FROM swapped ORDER BY ALL
