@@ -335,13 +335,13 @@ def test_function_and_fact_are_told_apart(exchanged, form, site):
     )
     assert found == [built_stages("ffn")["abstractive"]]
     found = exchanged(
-        """SELECT sublayer, layer, function_prompts, function_prompts_by_ffn, pairs, prompts, verdict
+        """SELECT sublayer, layer, pairs, prompts, own_dropped, verdict
            FROM swap_verdicts WHERE model = ?""",
         name,
     )
-    # Attention does nothing there: what it adds is no fact in either.
-    same = (planted.LAYER, 10, 10, 90, 10)
-    assert found == [("attention", *same, "function"), ("ffn", *same, TWINS[site])]
+    # Attention does nothing there, and is not taken for a function; without the FFN no answer comes.
+    same = (planted.LAYER, 90, 10)
+    assert found == [("attention", *same, 1, "idle"), ("ffn", *same, 0, TWINS[site])]
 
 
 @pytest.mark.parametrize("form, site", RECALLING)

@@ -13,6 +13,7 @@ from vecsweep.statistics import (
     pair_band,
     resampled_means,
     share_band,
+    share_of,
 )
 
 
@@ -39,26 +40,37 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
 
 
 def add_swap_bands(connection, resamples: int, seed: int) -> None:
-    """Table `swap_bands`: whose answer is on top after an exchange, with intervals over prompts."""
-    keys = ["model", "task", "sublayer", "layer"]
-    columns = [f"{share}{end}" for share in ("own", "others") for end in ("", "_low", "_high")]
+    """Table `swap_bands`: whose answer is on top after an exchange, with intervals over prompts.
+
+    Subset `all` holds all prompts that exchange, `applied` those whose answer an FFN of that layer
+    put on top, where there are two or more.
+    """
+    keys = ["model", "task", "subset", "sublayer", "layer"]
+    shares = ("own", "others", "own_dropped")
+    columns = [f"{share}{end}" for share in shares for end in ("", "_low", "_high")]
     types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
     types |= {"layer": "int32", "pairs": "int64", "prompts": "int64"}
     found = []
-    for model, task in connection.execute(
+    for cell in connection.execute(
         "SELECT DISTINCT model, task FROM swaps ORDER BY ALL"
     ).fetchall():
         rows = connection.execute(
-            "SELECT * FROM swaps WHERE model = ? AND task = ?", [model, task]
+            """SELECT * REPLACE (coalesce(other_id, -1) AS other_id),
+                      function_layer = layer AND function_site IN ('ffn', 'both') AS applied
+               FROM swaps WHERE model = ? AND task = ?""",
+            cell,
         ).df()
         for key, group in rows.groupby(["sublayer", "layer"], sort=True):
-            outcomes = group.pivot(index="prompt_id", columns="other_id", values="outcome")
-            bands = [
-                value
-                for share in ("own", "others")
-                for value in pair_band(outcomes == share, resamples, seed)
-            ]
-            found.append([model, task, *key, len(group), len(outcomes), *bands])
+            both = group.other_id.isin({-1, *group.prompt_id[group.applied]})
+            for subset, some in (("all", group), ("applied", group[group.applied & both])):
+                outcomes = some.pivot(index="prompt_id", columns="other_id", values="outcome")
+                dropped = outcomes.pop(-1) if -1 in outcomes else None
+                if len(outcomes) < 2:
+                    continue
+                values = [v for s in shares[:2] for v in pair_band(outcomes == s, resamples, seed)]
+                values += [np.nan] * 3 if dropped is None else share_of(dropped == "own")
+                pairs = len(outcomes) * (len(outcomes) - 1)
+                found.append([*cell, subset, *key, pairs, len(outcomes), *values])
     frame = pd.DataFrame(found, columns=[*keys, "pairs", "prompts", *columns])
     add(connection, "swap_bands", frame.astype(types))
 

@@ -126,8 +126,8 @@ def pair_band(values, resamples: int, seed: int = SEED) -> tuple[float, float, f
 
     A pair shares its items with others, so that pairs are not resampled but items, in both roles:
     a pair weighs the product of how often its two items were drawn, an item beside itself nothing.
-    Where all resamples agree, as they do where all pairs do, their spread says nothing: Wilson's
-    interval for as many trials as there are items stands in its place.
+    Of few items the spread says little where nearly all pairs agree, so the interval is never
+    narrower, at either end, than Wilson's for as many trials as there are items.
     """
     values = np.array(values, float)
     count = len(values)
@@ -137,10 +137,9 @@ def pair_band(values, resamples: int, seed: int = SEED) -> tuple[float, float, f
     weight = 1 - (drawn**2).sum(1)  # of all pairs; 0 where one item alone was drawn
     drawn, weight = drawn[weight > 1e-9], weight[weight > 1e-9]
     found = ((drawn @ values) * drawn).sum(1) / weight
-    if np.ptp(found) < 1e-9:
-        return float(share), *wilson(share, count)
     low, high = np.quantile(found, BAND)
-    return float(share), float(low), float(high)
+    least, most = wilson(share, count)
+    return float(share), min(float(low), least), max(float(high), most)
 
 
 def curve_rows(values, drawn, labels: dict) -> list[dict]:

@@ -22,6 +22,7 @@ WHOSE = {
     "own": ("its own answer", {"color": ANSWER, "linestyle": "-"}),
     "others": ("the other's answer", {"color": OCHRE, "linestyle": (0, (3, 1.2))}),
 }
+DROPPED = {"color": "#222222", "linestyle": (0, (1, 1)), "linewidth": 0.9}
 BAR = {"color": "#EDEDED", "edgecolor": GREY, "linewidth": 0.5}  # unlike a band
 
 
@@ -47,6 +48,7 @@ def swaps(connection):
     figure.supxlabel("Depth of the exchanged part, (layer + 1) / layers")
     figure.supylabel("Share of the pairs")
     keys = [line_key(name, **look) for name, look in WHOSE.values()]
+    keys += [line_key("its own answer, part dropped", **DROPPED)]
     legend(figure, [*keys, band_key(), patch_key("function layer of the prompts", **BAR)])
     return figure
 
@@ -62,4 +64,6 @@ def draw(panel, rows: list[dict]) -> None:
         low, high = ([row[f"{share}_{end}"] for row in rows] for end in ("low", "high"))
         panel.fill_between(depth, low, high, color=look["color"], alpha=0.18, linewidth=0)
         panel.plot(depth, [row[share] for row in rows], **look)
+    if rows[0]["own_dropped"] is not None:
+        panel.plot(depth, [row["own_dropped"] for row in rows], **DROPPED)
     note(panel, f"n = {rows[0]['prompts']}", 0.03, 0.99)

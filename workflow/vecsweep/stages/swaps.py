@@ -3,6 +3,7 @@
 Prompts of one task that are answered correctly, each with another answer, exchange what one part of
 one layer gave at the last token. An update that is a function of the argument that is there already
 leaves each prompt its own answer; one that is the fact, recalled, brings the other prompt's along.
+An idle one leaves it too: so every update is also dropped, by itself.
 Interchange interventions (Geiger et al., arXiv 2106.02997) of the updates of arXiv 2305.16130.
 """
 
@@ -25,7 +26,10 @@ BY_FFN = ("ffn", "both")
 
 
 def run(args):
-    """Write table `swaps`: a row for each ordered pair of prompts, layer and part."""
+    """Write table `swaps`: a row for each ordered pair of prompts, layer and part.
+
+    And one for each prompt without that part: `other_id` is null, it got nothing instead.
+    """
     prompts = kept_rows(args.prompts, ("abstractive",))
     stages = read_table(args.stages).to_pylist()
     rows = partners(prompts, stages, args.settings["prompts"], args.settings["seed"])
@@ -47,8 +51,9 @@ def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> 
     """At most `count` prompts to exchange between, with `function_layer` and `function_site`.
 
     They are in-domain, answered correctly, of one template (the one with most such prompts) and no
-    two share an answer's token. Seeded, but those whose answer an FFN put on top go first. In the
-    order of `prompts`; none where only one could be had.
+    two share an answer's token. Seeded, but those go first whose answer was put on top by an FFN of
+    the layer where that is commonest, then those of other layers' FFNs. In the order of `prompts`;
+    none where only one could be had.
     """
     found = {
         stage["prompt_id"]: stage
@@ -63,7 +68,14 @@ def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> 
             templates.setdefault(prompt["template"], []).append(prompt | named)
     right = max(templates.values(), key=len, default=[])
     order = random.Random(f"{seed} swaps").sample(range(len(right)), len(right))
-    order.sort(key=lambda i: right[i]["function_site"] not in BY_FFN)
+    by_ffn = [row["function_layer"] for row in right if row["function_site"] in BY_FFN]
+    common = max(sorted(set(by_ffn)), key=by_ffn.count, default=None)
+
+    def rank(i):
+        ffn = right[i]["function_site"] in BY_FFN
+        return not (ffn and right[i]["function_layer"] == common), not ffn
+
+    order.sort(key=rank)
     chosen: list[int] = []
     taken: set[int] = set()
     for i in order:
@@ -77,6 +89,8 @@ def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> 
 def exchange(engine, readout, rows: list[dict]) -> list[dict]:
     """An outcome for each ordered pair of prompts, also each with itself, and each layer and part.
 
+    And for each prompt without the part, but for the state.
+
     Every prompt is run clean once; of an exchange only the last token runs again, from its layer up.
     Empty in processes that do not decode.
     """
@@ -88,30 +102,40 @@ def exchange(engine, readout, rows: list[dict]) -> list[dict]:
 
     def pieces():
         for clean in runs:
-            own = answers[clean.rows].repeat(len(rows), 1)
-            others = answers.repeat_interleave(len(clean.rows), 0)
+            nobody = torch.full_like(answers[:1], -1)
+            own = answers[clean.rows].repeat(len(rows) + 1, 1)
+            others = torch.cat([answers, nobody]).repeat_interleave(len(clean.rows), 0)
             for layer in layers:
                 for part, sublayer in PARTS.items():
                     given = torch.cat([run.outputs[sublayer, layer] for run in runs])
-                    edit = Edit({layer: given[place.to(given.device)]}, "replace", "last", sublayer)
-                    state = resume(engine, clean, edit)
-                    yield state.flatten(0, 1), (own, others), (clean.rows, layer, part)
+                    given = given[place.to(given.device)]
+                    if part != "state":  # which nothing is left without
+                        given = torch.cat([given, torch.zeros_like(given[:1])])
+                    edit = Edit({layer: given}, "replace", "last", sublayer)
+                    state = resume(engine, clean, edit).flatten(0, 1)
+                    targets = own[: len(state)], others[: len(state)]
+                    yield state, targets, (clean.rows, layer, part)
             progress(len(clean.rows), len(own) * len(layers) * len(PARTS))
 
     outcomes = []
     for (numbers, layer, part), ranks, _, _ in decoded(readout, pieces()):
         for i, (own, others) in enumerate(ranks):
             other, number = divmod(i, len(numbers))
-            row = rows[numbers[number]]
+            row, given = rows[numbers[number]], other < len(rows)
             outcomes.append(
                 {key: row[key] for key in ("task", "prompt_id", "function_layer", "function_site")}
                 | {
-                    "other_id": rows[other]["prompt_id"],
+                    "other_id": rows[other]["prompt_id"] if given else None,
                     "layer": layer,
                     "sublayer": part,
                     "own_rank": own,
-                    "others_rank": others,
-                    "outcome": "own" if own == 0 else "others" if others == 0 else "neither",
+                    "others_rank": others if given else None,
+                    "outcome": outcome_of(own, others if given else None),
                 }
             )
     return outcomes
+
+
+def outcome_of(own: int, others: int | None) -> str:
+    """Whose answer is on top, from both ranks; nobody else's where nothing was given."""
+    return "own" if own == 0 else "others" if others == 0 else "neither"

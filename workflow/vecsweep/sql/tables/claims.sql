@@ -52,18 +52,19 @@ ovector AS (
     WHERE e.method = 'o-vector'
 ),
 swapped AS (
-    SELECT model, task, 'in' AS domain, 'swap, ' || sublayer AS claim, 'swap_verdicts' AS "table",
-           format('{}, layer {}', sublayer, layer) AS "rows", prompts,
+    SELECT model, task, 'in' AS domain, 'swap, ffn' AS claim, 'swap_verdicts' AS "table",
+           format('ffn, layer {}', layer) AS "rows", prompts,
            CASE verdict WHEN 'too few' THEN format('Too few prompts ({}) to exchange.', prompts)
            ELSE format(
-               'Exchanged between {} prompts at layer {}, the {} leaves each its own answer in {:.0f} % '
-               || '({:.0f} to {:.0f}) and brings the other''s along in {:.0f} % ({:.0f} to {:.0f}): {}.',
-               prompts, layer, if(sublayer = 'ffn', 'FFN''s update', 'attention''s update'),
-               100 * own, 100 * own_low, 100 * own_high,
-               100 * others, 100 * others_low, 100 * others_high,
-               CASE verdict WHEN 'function' THEN 'it acts as a function'
+               'Exchanged between the {} prompts whose answer the FFN of layer {} puts on top, its update '
+               || 'leaves each its own answer in {:.0f} % of the pairs ({:.0f} to {:.0f}), and brings the '
+               || 'other''s along in {:.0f} % ({:.0f} to {:.0f}); dropped, it leaves {:.0f} % their answer: {}.',
+               prompts, layer, 100 * own, 100 * own_low, 100 * own_high,
+               100 * others, 100 * others_low, 100 * others_high, 100 * own_dropped,
+               CASE verdict WHEN 'function' THEN 'it acts as a function of the argument'
                     WHEN 'fact' THEN 'it carries the fact'
-                    ELSE 'neither a function alone nor the fact alone' END) END AS sentence
+                    WHEN 'idle' THEN 'the answer stands without it, and nothing follows'
+                    ELSE 'nothing follows for sure' END) END AS sentence
     FROM swap_verdicts
     WHERE sublayer = 'ffn'
 )

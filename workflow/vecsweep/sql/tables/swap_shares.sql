@@ -1,6 +1,7 @@
 -- Whose answer is on top after an exchange, and how many of the prompts apply the function there.
 SELECT model, task, sublayer, layer, (layer + 1) / layers AS depth, pairs, prompts,
        own, own_low, own_high, others, others_low, others_high,
+       own_dropped, own_dropped_low, own_dropped_high,
        coalesce(function_prompts, 0) AS function_prompts,
        coalesce(function_prompts_by_ffn, 0) AS function_prompts_by_ffn
 FROM swap_bands
@@ -11,4 +12,5 @@ LEFT JOIN (
     FROM (SELECT DISTINCT model, task, prompt_id, function_layer, function_site FROM swaps)
     GROUP BY ALL
 ) USING (model, task, layer)
+WHERE subset = 'all'
 ORDER BY ALL
