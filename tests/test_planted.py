@@ -141,14 +141,15 @@ def test_vector_flips_every_argument(sweep, name):
     # The chosen vector, the other donors', and its one neuron and one direction alone.
     for control in ("o-vector", "donor", "neurons_1", "directions_1"):
         rows = outcomes(sweep, name, control)
-        # Neither the dev half nor a donor's pair is in it.
-        (dev,) = sweep.query(
-            "SELECT list(DISTINCT prompt_id) FROM interventions WHERE model = ? AND split = 'dev'",
+        # Only the test split, and no donor's pair, is in it.
+        (test,) = sweep.query(
+            """SELECT list(DISTINCT prompt_id) FROM prompts
+               WHERE model = ? AND split = 'test' AND NOT out_of_domain""",
             name,
         )
         (donors,) = sweep.query("SELECT list(donor) FROM ovectors WHERE model = ?", name)
-        inside = set(range(INSIDE)) - set(dev[0]) - set(donors[0])
-        assert len(inside) + len(dev[0]) + DONORS == INSIDE and len(inside) > 3
+        inside = set(test[0]) - set(donors[0])
+        assert len(inside) > 3
         expected = {("in", i) for i in inside} | {("out", i) for i in range(INSIDE, EVERY)}
         assert {row[:2] for row in rows} == expected
         for _, _, target, before, after in rows:

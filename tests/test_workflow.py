@@ -210,6 +210,7 @@ CHANGES = {
     "prompts.demonstrations": 0,
     "prompts.seed": 1,
     "prompts.max_prompts": 3,
+    "prompts.common": True,
     "lens.top_k": 3,
     "ovectors.donors": 2,
     "interventions.tasks": ["towns", "verbs"],
