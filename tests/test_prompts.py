@@ -10,8 +10,11 @@ import pytest
 import tiny
 from conftest import REPO, command, run_stage
 from vecsweep import Problem, tasks
+from vecsweep.config import checked
+from vecsweep.layout import STAGES, Cell
 from vecsweep.stages import prompts
 from vecsweep.stages.prompts import build, continuation
+from vecsweep.sweep import Sweep
 
 SETTINGS = {"demonstrations": 1, "seed": 0, "max_prompts": None}
 PACKAGED = REPO / "workflow" / "vecsweep" / "tasks"
@@ -261,6 +264,35 @@ def test_cap_is_seeded_and_said(tmp_path):
     assert any(kept(rows) != kept(capped) for rows in other)
     # A cap above what there is drops nothing.
     assert build(task, TOKENIZER, SETTINGS | {"max_prompts": 999}) == whole
+
+
+def test_common_keeps_what_every_model_keeps(tmp_path):
+    task = tasks.load(tiny.write_task(tmp_path, "towns"))
+    whole = build(task, TOKENIZER, SETTINGS)
+    lengths = [len(row["token_ids"]) for row in whole if row["dropped"] is None]
+    # The other model's context is too short for the longest.
+    other = prompts.Reader("small", TOKENIZER, max(lengths))
+    rows = build(task, TOKENIZER, SETTINGS, others=[other])
+    said = {row["dropped"] for row in rows} - {None, prompts.SAME_FIRST_TOKEN}
+    assert said == {f"small: longer than the model's context of {max(lengths)} tokens"}
+    theirs = build(task, TOKENIZER, SETTINGS, max(lengths))
+    assert [row["dropped"] is None for row in rows] == [row["dropped"] is None for row in theirs]
+
+
+def test_common_reads_the_other_models():
+    def inputs(**changes):
+        given = {
+            "models": dict.fromkeys("cab", tiny.config("gpt2", "x")),
+            "tasks": {"capitals": {}},
+        }
+        sweep = Sweep(checked(given | {"prompts": changes}))
+        cell = Cell("a", "capitals")
+        settings = sweep.settings(STAGES["prompts"], cell)["common"]
+        return sweep.inputs(STAGES["prompts"], cell)["others"], settings
+
+    assert inputs() == ([], [])
+    found = [f"results/models/{name}/model.json" for name in "cb"]
+    assert inputs(common=True) == (found, ["b", "c"])
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

@@ -56,7 +56,8 @@ def test_no_two_share_an_answer():
         tokens = [token for row in chosen for token in row["answer_tokens"]]
         assert len(tokens) == len(set(tokens))
         sizes.add(tuple(ids(chosen)))
-    assert sizes == {(0, 2, 3, 4), (1, 3, 4)}
+    # 0 and 3 have the commonest function layer, and go first.
+    assert sizes == {(0, 2, 3, 4)}
 
 
 def test_those_by_an_ffn_go_first():
@@ -73,7 +74,7 @@ def test_those_by_an_ffn_go_first():
         draws.add(tuple(ids(partners(prompts, stages, 6, seed))))
         more = partners(prompts, stages, 12, seed)
         assert len(more) == 12 and {*ids(chosen)} < {*ids(more)}
-    assert len(draws) > 3
+    assert len(draws) > 2
 
 
 def test_they_are_of_one_template():

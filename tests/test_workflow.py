@@ -211,6 +211,7 @@ CHANGES = {
     "prompts.demonstrations": 0,
     "prompts.seed": 1,
     "prompts.max_prompts": 3,
+    "prompts.common": True,
     "lens.top_k": 3,
     "ovectors.donors": 2,
     "interventions.tasks": ["towns", "verbs"],
@@ -543,10 +544,11 @@ def test_a_comment_reruns_nothing(project, code):
 )
 def test_a_steps_new_version_reruns_it_and_what_follows(project, code, stage, untouched):
     module = code / "workflow" / "vecsweep" / "layout.py"
-    row = re.compile(rf'(Stage\(\s+"{stage}",.*?\n\s+)((?:in|out)puts=)', re.DOTALL)
-    text, count = row.subn(r"\1version=1001, \2", module.read_text(), count=1)
-    assert count == 1
-    module.write_text(text)
+    before = module.read_text()
+    row = re.search(rf'Stage\(\n\s+"{stage}",.*?\n(?:    )?\)', before, re.DOTALL).group()
+    bumped = re.sub(r"\n\s+version=\d+,", "", row).replace("outputs=", "version=1001, outputs=", 1)
+    assert "version=1001" in bumped
+    module.write_text(before.replace(row, bumped))
     outputs, every = pending(project)
     found = {stage_of(output) for output in outputs}
     everything = {stage_of(output) for output in every}

@@ -15,6 +15,7 @@ from vecsweep.tasks.splits import is_outside, split_rows
 
 # A shared first token of argument and answer leaves nothing to tell apart (paper section 3).
 SAME_FIRST_TOKEN = "argument and answer start with the same token"
+BARE_SPACE = "argument or answer starts with a bare space as a token"
 # What a dropped prompt has not got.
 TOKEN_COLUMNS = (
     *("argument_token", "answer_tokens", "argument_length", "answer_length"),
@@ -134,6 +135,10 @@ def _tokens(tokenizer, text, argument, answers, twin, context):
     if len(words) < len(tokens):
         return result | {"dropped": "a word changes the tokens of its prompt"}
     argument_ids, *answer_ids = words
+    # Some tokenizers begin every number with a bare space: that token tells no answer from another.
+    answer_ids = [ids for ids in answer_ids if tokenizer.decode(ids[:1]).strip()]
+    if not answer_ids or not tokenizer.decode(argument_ids[:1]).strip():
+        return result | {"dropped": BARE_SPACE}
     first = list(dict.fromkeys(tokens[0] for tokens in answer_ids))
     if not (twin and argument in answers):  # a copying twin answers with its argument
         first = [token for token in first if token != argument_ids[0]]
