@@ -167,7 +167,14 @@ def test_write_refuses_a_table_of_other_types(tmp_path):
     with pytest.raises(ValueError, match="table ablations, column step: int64 is not int16"):
         tables.write("ablations", table, tmp_path / "x.parquet")
     row = [{"model": "m", "task": "t", "donor": None, "layer": 1, "argument": "", "answer": ""}]
-    row[0] |= {"norm": 1.0, "cosine_to_mean": 1.0, "promoted": [1.5], "demoted": [1]}
+    row[0] |= {
+        "rule": "flips",
+        "flips": 1,
+        "norm": 1.0,
+        "cosine_to_mean": 1.0,
+        "promoted": [1.5],
+        "demoted": [1],
+    }
     with pytest.raises(ValueError, match="table ovectors, column promoted: double is not int32"):
         tables.write("ovectors", row, tmp_path / "x.parquet")
 

@@ -132,7 +132,7 @@ def prompt_rows(model, task):
                 "title": in_words(task),
                 "kind": KINDS[TASKS.index(task) % len(KINDS)],
                 "template": prompt % 3,
-                "group": "irregular" if outside else None,
+                "group": "irregular" if outside else "regular",
                 "out_of_domain": outside,
                 "argument": "Poland",
                 "answer": "Warsaw",

@@ -160,7 +160,6 @@ def outcomes(sweep, name, *methods):
 
 @pytest.mark.parametrize("name", FFN_MODELS)
 def test_vector_flips_every_argument(sweep, name):
-<<<<<<< HEAD
     # One donor's vector, the mean, the other donors', one neuron and one direction alone.
     for method in ("o-vector", "mean", "donor", "neurons_1", "directions_1"):
         rows = outcomes(sweep, name, method)
@@ -175,21 +174,6 @@ def test_vector_flips_every_argument(sweep, name):
             "train": TRAIN, "dev": DEV, "test": TEST,
         }  # fmt: skip
         expected = {("in", i) for i in seen["test"]} | {("out", i) for i in range(INSIDE, EVERY)}
-=======
-    # The chosen vector, the other donors', and its one neuron and one direction alone.
-    for control in ("o-vector", "donor", "neurons_1", "directions_1"):
-        rows = outcomes(sweep, name, control)
-        # Only the test split, and no donor's pair, is in it.
-        (test,) = sweep.query(
-            """SELECT list(DISTINCT prompt_id) FROM prompts
-               WHERE model = ? AND split = 'test' AND NOT out_of_domain""",
-            name,
-        )
-        (donors,) = sweep.query("SELECT list(donor) FROM ovectors WHERE model = ?", name)
-        inside = set(test[0]) - set(donors[0])
-        assert len(inside) > 3
-        expected = {("in", i) for i in inside} | {("out", i) for i in range(INSIDE, EVERY)}
->>>>>>> h-prompts
         assert {row[:2] for row in rows} == expected
         for _, _, target, before, after in rows:
             if target == "argument":

@@ -216,6 +216,15 @@ def test_same_first_token_is_dropped(tmp_path):
     assert ran["answer_tokens"] == TOKENIZER(" walk").input_ids
 
 
+def test_answers_that_no_token_tells_apart_are_named(tmp_path):
+    # As numbers in tokenizers that begin each with a bare space; one answer for all is no fault.
+    row = {"dropped": None, "prompt_set": "abstractive", "answer": "1946", "answer_tokens": [7]}
+    assert prompts.only_token([row, row | {"answer": "1961"}]) == 7
+    assert prompts.only_token([row, row]) is None
+    assert prompts.only_token([row, row | {"answer": "1961", "answer_tokens": [8]}]) is None
+    assert prompts.only_token([row, row | {"answer": "1961", "dropped": "over"}]) is None
+
+
 def test_copying_twin_keeps_its_shared_token(tmp_path):
     task = write(tmp_path, {"go": "went", "see": "see"}, extractive={"answer": "{argument}"})
     rows = build(task, TOKENIZER, SETTINGS | {"demonstrations": 0})

@@ -71,10 +71,10 @@ def test_lens_rows_and_curves(results, query):
 def test_effects(results, query):
     found = defaultdict(lambda: defaultdict(list))
     for row in rows(results, "selection"):
-        key = row["model"], row["ovector_task"], row["control"], row["start_layer"]
+        key = row["model"], row["ovector_task"], row["method"], row["start_layer"]
         found[key][row["prompt_id"]].append(1 / (1 + row["answer_rank_after"]))
-    key = "model, ovector_task, control, start_layer"
-    effects = query(f"SELECT {key}, units, reciprocal_rank_after FROM effects")
+    key = "model, ovector_task, method, start_layer"
+    effects = query(f"SELECT {key}, prompts, reciprocal_rank_after FROM effects")
     assert sorted(row[:4] for row in effects) == sorted(found)
     for *key, units, reciprocal_rank in effects:
         values = [sum(repeats) / len(repeats) for repeats in found[tuple(key)].values()]

@@ -221,12 +221,12 @@ GROUP BY ALL
 ORDER BY ALL
 ```
 
-What does the o-vector do in novel contexts, beside its controls?
+What does each method do in novel contexts, and what does it carry over?
 
 ```sql
-SELECT model, task, control, reciprocal_rank_before, reciprocal_rank_after,
-       reciprocal_rank_after_low, reciprocal_rank_after_high
-FROM controls
+SELECT model, task, method, reciprocal_rank_before, reciprocal_rank_after,
+       difference, difference_low, difference_high, p_holm, transfer
+FROM methods
 WHERE domain = 'in'
 ORDER BY model, task, reciprocal_rank_after DESC
 ```

@@ -15,7 +15,6 @@ from vecsweep.tasks.splits import is_outside, split_rows
 
 # A shared first token of argument and answer leaves nothing to tell apart (paper section 3).
 SAME_FIRST_TOKEN = "argument and answer start with the same token"
-BARE_SPACE = "argument or answer starts with a bare space as a token"
 # What a dropped prompt has not got.
 TOKEN_COLUMNS = (
     *("argument_token", "answer_tokens", "argument_length", "answer_length"),
@@ -51,6 +50,11 @@ def run(args):
     tables.write("prompts", rows, args.output, {"step_version": STAGES["prompts"].version})
     kept = sum(row["dropped"] is None for row in rows)
     print(f"{model}, {task.name}: {kept} prompts of {len(rows)} kept")
+    if (token := only_token(rows)) is not None:
+        print(
+            f"{task.name}: all answers start with the token {tokenizer.decode([token])!r}, so their "
+            "ranks tell no answer from another (column chance of table patterns is 1)"
+        )
 
 
 def build(
@@ -118,6 +122,14 @@ def build(
     return rows
 
 
+def only_token(rows: list[dict]) -> int | None:
+    """The first token of all answers, if different answers share it, as numbers often do."""
+    kept = [row for row in rows if row["dropped"] is None and row["prompt_set"] == "abstractive"]
+    tokens = {token for row in kept for token in row["answer_tokens"]}
+    answers = {row["answer"] for row in kept}
+    return tokens.pop() if len(tokens) == 1 and len(answers) > 1 else None
+
+
 def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] | None:
     """The tokens that ` word` adds to a prompt, None if it changes the prompt's own tokens.
 
@@ -135,10 +147,6 @@ def _tokens(tokenizer, text, argument, answers, twin, context):
     if len(words) < len(tokens):
         return result | {"dropped": "a word changes the tokens of its prompt"}
     argument_ids, *answer_ids = words
-    # Some tokenizers begin every number with a bare space: that token tells no answer from another.
-    answer_ids = [ids for ids in answer_ids if tokenizer.decode(ids[:1]).strip()]
-    if not answer_ids or not tokenizer.decode(argument_ids[:1]).strip():
-        return result | {"dropped": BARE_SPACE}
     first = list(dict.fromkeys(tokens[0] for tokens in answer_ids))
     if not (twin and argument in answers):  # a copying twin answers with its argument
         first = [token for token in first if token != argument_ids[0]]

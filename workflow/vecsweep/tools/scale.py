@@ -102,7 +102,8 @@ SELECT $model AS model, i::INT AS token_id, ' t' || i AS token FROM range($vocab
 
 PROMPTS = """
 SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' AS kind, prompt_set,
-       prompt_id::INT AS prompt_id, 0::TINYINT AS template, NULL::VARCHAR AS "group", false AS out_of_domain,
+       prompt_id::INT AS prompt_id, 0::TINYINT AS template, NULL::VARCHAR AS "group",
+       false AS out_of_domain,
        'argument ' || prompt_id AS argument, 'answer ' || prompt_id AS answer,
        'demonstration' AS demonstrations, 'Q: argument ' || prompt_id || '?\\nA:' AS text,
        prompt_set = 'extractive' AS answer_in_prompt, [prompt_id::INT, 1, 2] AS token_ids,
@@ -111,7 +112,6 @@ SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' A
        1::INT AS argument_length, 1::INT AS answer_length,
        (1 + prompt_id % 8)::INT AS first_token_letters,
        'argument one, answer one' AS stratum, if(prompt_id % 2 = 0, 'dev', 'test') AS split,
-       0::TINYINT AS template, prompt_set = 'extractive' AS answer_in_prompt,
        NULL::VARCHAR AS dropped
 FROM unnest(['abstractive', 'extractive', 'novel']) AS p(prompt_set),
      unnest(range(greatest($prompts, $novel))) AS i(prompt_id)

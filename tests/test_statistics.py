@@ -1,0 +1,118 @@
+"""Statistics: each against a direct computation, or a simulation whose truth is known."""
+
+import itertools
+
+import duckdb
+import numpy as np
+import pytest
+
+from vecsweep.statistics import (
+    MACROS,
+    band,
+    chance_among,
+    crossover_row,
+    difference,
+    resampled_means,
+    share_of,
+    wilson,
+)
+
+
+def test_wilson_is_the_same_in_sql():
+    with duckdb.connect() as connection:
+        connection.execute(MACROS)
+        for count, right in [(1, 0), (1, 1), (30, 0), (30, 7), (30, 30), (263, 81)]:
+            share = right / count
+            query = "SELECT wilson_low($p, $n), wilson_high($p, $n)"
+            found = connection.execute(query, {"p": share, "n": count}).fetchone()
+            assert found == pytest.approx(wilson(share, count))
+            assert 0 <= found[0] <= share + 1e-12 and share - 1e-12 <= found[1] <= 1
+
+
+def test_shares_count_prompts_not_vectors():
+    # Twenty random vectors on ten prompts are no 200 prompts.
+    values = np.tile([1, 0, 0, 0, 0, 0, 0, 0, 0, 0], (20, 1))
+    assert share_of(values) == pytest.approx((0.1, *wilson(0.1, 10)))
+    assert share_of(values[0]) == pytest.approx((0.1, *wilson(0.1, 10)))
+    assert all(np.isnan(share_of(np.empty((1, 0)))))
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 1])
+def test_no_band_has_zero_width(value):
+    mean, low, high = band([value] * 12, 200)
+    assert mean == value and (low, high) == wilson(value, 12)
+
+
+def test_bands_hold_the_truth_as_often_as_they_say():
+    """Prompts and vectors are both drawn: a band over prompts alone would be too narrow."""
+    draw = np.random.default_rng(0)
+    crossed = alone = 0
+    for _ in range(200):
+        vectors, prompts = draw.normal(0, 1, (8, 1)), draw.normal(0, 1, (1, 25))
+        values = 3 + vectors + prompts + draw.normal(0, 0.3, (8, 25))
+        _, low, high = band(values, 300)
+        crossed += low <= 3 <= high
+        low, high = np.quantile(resampled_means(values.mean(0), 300, 0), [0.025, 0.975])
+        alone += low <= 3 <= high
+    assert crossed > 170 > alone
+
+
+def test_differences_are_paired():
+    draw = np.random.default_rng(0)
+    prompts = draw.random(30)
+    ours, theirs = prompts + 0.05 + draw.normal(0, 0.02, 30), prompts
+    found, low, high, p = difference(ours, theirs, 1000)
+    each = ours - theirs
+    assert found == pytest.approx(each.mean())
+    # Unpaired, the spread of prompts would hide it.
+    assert high - low == pytest.approx(2 * 1.96 * each.std() / 30**0.5, rel=0.3)
+    assert low > 0 and p < 0.01
+    assert difference(theirs, ours, 1000)[0] == pytest.approx(-found)
+    assert difference(ours, ours, 1000) == (0, 0, 0, 1)
+
+
+def test_p_is_uniform_where_nothing_differs():
+    draw = np.random.default_rng(1)
+    found = [difference(*draw.normal(0, 1, (2, 20)), 500)[3] for _ in range(300)]
+    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
+    assert 0.4 < np.mean(np.array(found) < 0.5) < 0.6
+
+
+@pytest.mark.parametrize("accepted, others", [*itertools.product((1, 2, 5), (0, 1, 4))])
+def test_chance_is_the_mean_over_all_orders(accepted, others):
+    answers = [True] * accepted + [False] * others
+    places = [order.index(True) for order in itertools.permutations(answers)]
+    if accepted + others > 7:
+        order = np.random.default_rng(0).permuted(np.tile(answers, (200_000, 1)), axis=1)
+        places = order.argmax(1)
+    expected = np.mean(1 / (1 + np.array(places)))
+    assert chance_among(accepted, others) == pytest.approx(expected, rel=0.01)
+
+
+def test_best_of_many_is_no_feat():
+    assert chance_among(60, 40) > 0.75 > 10 * chance_among(1, 99)
+
+
+def crossing(leads):
+    """Values [prompts, 2, 4] whose answer overtakes at layer 2, or (False) never does."""
+    argument = np.array([0.9, 0.9, 0.2, 0.1])
+    answer = np.array([0.1, 0.1, 0.6, 0.9])
+    return np.array([[argument, answer if lead else 0 * answer] for lead in leads])
+
+
+def test_resamples_without_a_crossover_are_said():
+    values = crossing([True] * 10)
+    found = crossover_row(values, resampled_means(values, 500, 0), {})
+    assert (found["depth"], found["low"], found["high"], found["uncrossed"]) == (
+        0.75,
+        0.75,
+        0.75,
+        0,
+    )
+    # In 4 of 10 prompts the answer never comes: some resamples do not cross at all, some later.
+    values = crossing([True] * 3 + [False] * 7)
+    drawn = resampled_means(values, 2000, 0)
+    found = crossover_row(values, drawn, {})
+    never = np.mean([(mean[1, -1] <= mean[0, -1]) for mean in drawn])
+    assert 0.02 < found["uncrossed"] == pytest.approx(never)
+    assert found["depth"] >= 0.75 and (np.isnan(found["high"])) == (never > 0.025)
