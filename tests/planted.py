@@ -108,7 +108,9 @@ class Features:
                 vector = vector + code - self.lean + 0.5 * self.is_argument
             elif word in ANSWERS:
                 number = ANSWERS.index(word)
-                vector = vector + shared * self.pair[number] + self.lean
+                # Without codes some answers are likelier than others, whatever is asked.
+                vector = vector + (self.pair[number] if shared else 0.01 * number * self.lean)
+                vector = vector + self.lean
                 vector = vector + 0.5 * self.copied[number] + 0.5 * self.is_answer
             else:
                 noise = torch.randn(len(self.rest), generator=self.generator)

@@ -82,14 +82,13 @@ def sweep(tmp_path_factory):
         )
 
 
-# Last layer of argument formation: between attention and FFN of the layer where the FFN flips it.
-LAST = {"ffn": planted.LAYER, "attention": planted.LAYER - 1}
-
-
-def built_stages(site):
+def built_stages(site, form="gpt2"):
     """The stages of all prompts of a model, by prompt set; the copying head is in block 1."""
+    # The argument still stands between attention and FFN of the layer whose FFN flips it, where
+    # there is a state between them.
+    last = planted.LAYER - (site == "attention" or form == "gptj")
     return {
-        "abstractive": ("argument-function", 0, LAST[site], planted.LAYER, site, 2),
+        "abstractive": ("argument-function", 0, last, planted.LAYER, site, 2),
         "extractive": ("argument-function", 0, 0, 1, "attention", 3),
     }
 
@@ -103,7 +102,8 @@ def test_layer_and_site_are_found(sweep, name):
            FROM stages WHERE model = ? GROUP BY ALL""",
         name,
     )
-    built = built_stages(name.split("-")[1])
+    form, site = name.split("-")
+    built = built_stages(site, form)
     assert sorted(found) == [(key, *built[key], EVERY) for key in sorted(built)]
 
 
@@ -284,7 +284,7 @@ def test_attention_gives_no_vector_in_other_forms(form, tmp_path):
     )
     columns = ["pattern", "argument_first", "argument_last", "function_layer", "function_site"]
     for row in read_table(made.stages).to_pylist():
-        built = built_stages("attention")[row["prompt_set"]]
+        built = built_stages("attention", form)[row["prompt_set"]]
         assert tuple(row[c] for c in [*columns, "saturation_layers"]) == built
     assert_no_vectors(made, planted.D_MODEL)
     for row in read_table(made.ablations).to_pylist():
@@ -333,14 +333,14 @@ def test_function_and_fact_are_told_apart(exchanged, form, site):
            FROM stages WHERE model = ? AND prompt_set = 'abstractive'""",
         name,
     )
-    assert found == [built_stages("ffn")["abstractive"]]
+    assert found == [built_stages("ffn", form)["abstractive"]]
     found = exchanged(
-        """SELECT sublayer, layer, pairs, prompts, own_dropped, verdict
+        """SELECT sublayer, layers, pairs, prompts, own_dropped, verdict
            FROM swap_verdicts WHERE model = ?""",
         name,
     )
     # Attention does nothing there, and is not taken for a function; without the FFN no answer comes.
-    same = (planted.LAYER, 90, 10)
+    same = (str(planted.LAYER), 90, 10)
     assert found == [("attention", *same, 1, "idle"), ("ffn", *same, 0, TWINS[site])]
 
 

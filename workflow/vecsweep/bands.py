@@ -42,35 +42,50 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
 def add_swap_bands(connection, resamples: int, seed: int) -> None:
     """Table `swap_bands`: whose answer is on top after an exchange, with intervals over prompts.
 
-    Subset `all` holds all prompts that exchange, `applied` those whose answer an FFN of that layer
-    put on top, where there are two or more.
+    A row for each layer, of all prompts that exchange; and one without a layer, of what prompts
+    exchange at their own function layer, with others whose answer the same layer's FFN put on top.
     """
-    keys = ["model", "task", "subset", "sublayer", "layer"]
+    keys = ["model", "task", "sublayer", "layer"]
     shares = ("own", "others", "own_dropped")
     columns = [f"{share}{end}" for share in shares for end in ("", "_low", "_high")]
     types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
-    types |= {"layer": "int32", "pairs": "int64", "prompts": "int64"}
+    types |= {"layer": "Int32", "pairs": "int64", "prompts": "int64"}
     found = []
     for cell in connection.execute(
         "SELECT DISTINCT model, task FROM swaps ORDER BY ALL"
     ).fetchall():
         rows = connection.execute(
-            """SELECT * REPLACE (coalesce(other_id, -1) AS other_id),
-                      function_layer = layer AND function_site IN ('ffn', 'both') AS applied
-               FROM swaps WHERE model = ? AND task = ?""",
-            cell,
+            """WITH applied AS (
+                   SELECT DISTINCT prompt_id AS other_id, function_layer AS layer
+                   FROM swaps
+                   WHERE model = $model AND task = $task AND function_site IN ('ffn', 'both')
+               )
+               SELECT s.* REPLACE (coalesce(other_id, -1) AS other_id),
+                      layer = function_layer AND function_site IN ('ffn', 'both')
+                      AND (s.other_id IS NULL OR a.other_id IS NOT NULL) AS applied
+               FROM swaps AS s LEFT JOIN applied AS a USING (other_id, layer)
+               WHERE model = $model AND task = $task""",
+            dict(zip(("model", "task"), cell)),
         ).df()
-        for key, group in rows.groupby(["sublayer", "layer"], sort=True):
-            both = group.other_id.isin({-1, *group.prompt_id[group.applied]})
-            for subset, some in (("all", group), ("applied", group[group.applied & both])):
+        for part, group in rows.groupby("sublayer", sort=True):
+            subsets = [*group.groupby("layer", sort=True), (None, group[group.applied])]
+            for layer, some in subsets:
                 outcomes = some.pivot(index="prompt_id", columns="other_id", values="outcome")
                 dropped = outcomes.pop(-1) if -1 in outcomes else None
-                if len(outcomes) < 2:
+                outcomes = outcomes[outcomes.notna().any(axis=1)]
+                if outcomes.empty:
                     continue
-                values = [v for s in shares[:2] for v in pair_band(outcomes == s, resamples, seed)]
-                values += [np.nan] * 3 if dropped is None else share_of(dropped == "own")
-                pairs = len(outcomes) * (len(outcomes) - 1)
-                found.append([*cell, subset, *key, pairs, len(outcomes), *values])
+                outcomes = outcomes.reindex(columns=outcomes.index)
+                values = []
+                for share in shares[:2]:
+                    hits = outcomes.eq(share).where(outcomes.notna())
+                    values += pair_band(hits, resamples, seed)
+                if dropped is None:
+                    values += [np.nan] * 3
+                else:
+                    values += share_of(dropped[outcomes.index] == "own")
+                pairs = int(outcomes.notna().sum().sum())
+                found.append([*cell, part, layer, pairs, len(outcomes), *values])
     frame = pd.DataFrame(found, columns=[*keys, "pairs", "prompts", *columns])
     add(connection, "swap_bands", frame.astype(types))
 

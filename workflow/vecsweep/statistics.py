@@ -127,21 +127,21 @@ def pair_band(values, resamples: int, seed: int = SEED) -> tuple[float, float, f
     """(share, low, high) over the ordered pairs of different items, values [items, items] of 0, 1.
 
     A pair shares its items with others, so that pairs are not resampled but items, in both roles:
-    a pair weighs the product of how often its two items were drawn, an item beside itself nothing.
-    Of few items the spread says little where nearly all pairs agree, so the interval is never
-    narrower, at either end, than Wilson's for as many trials as there are items.
+    a pair weighs the product of how often its two items were drawn, an item beside itself nothing,
+    nor what is nan. Of few items the spread says little where nearly all pairs agree, so the
+    interval is never narrower, at either end, than Wilson's for as many trials as there are items.
     """
     values = np.array(values, float)
-    count = len(values)
-    np.fill_diagonal(values, 0)
-    share = values.sum() / (count * (count - 1))
-    drawn = shares(count, resamples, seed)
-    weight = 1 - (drawn**2).sum(1)  # of all pairs; 0 where one item alone was drawn
+    np.fill_diagonal(values, np.nan)
+    pairs = ~np.isnan(values)
+    values = np.where(pairs, values, 0)
+    share = float(values.sum() / pairs.sum())
+    drawn = shares(len(values), resamples, seed)
+    weight = ((drawn @ pairs) * drawn).sum(1)  # of all pairs; 0 where one item alone was drawn
     drawn, weight = drawn[weight > 1e-9], weight[weight > 1e-9]
-    found = ((drawn @ values) * drawn).sum(1) / weight
-    low, high = np.quantile(found, BAND)
-    least, most = wilson(share, count)
-    return float(share), min(float(low), least), max(float(high), most)
+    low, high = np.quantile(((drawn @ values) * drawn).sum(1) / weight, BAND)
+    least, most = wilson(share, len(values))
+    return share, min(float(low), least), max(float(high), most)
 
 
 def curve_rows(values, drawn, labels: dict) -> list[dict]:

@@ -21,28 +21,29 @@ ovector AS (
            'methods' AS "table", format('o-vector, {}', s.method) AS "rows", e.prompts,
            CASE WHEN NOT enough(e.prompts)
                 THEN format('Too few test prompts ({}) for a finding.', e.prompts)
-                ELSE format(
+                ELSE concat_ws(' ', format(
                'The FFN update of {} → {} (layer {}), {} {}, {} the mean reciprocal rank of the answer '
-               || 'in novel contexts {} {:.2f} to {:.2f} ({:.2f} to {:.2f}, {} test prompts). ',
-               v.argument, v.answer, e.source_layer,
+               || 'in novel contexts from {:.2f} to {:.2f} ({:.2f} to {:.2f}, {} test prompts).',
+               v.argument, split_part(v.answer, '|', 1), e.source_layer,
                if(e.mode = 'replace', 'put in place of the FFN''s', 'added to the FFN''s'),
                if(e.start_layer = e.end_layer, format('of layer {}', e.start_layer),
                   format('of layers {} to {}', e.start_layer, e.end_layer)),
-               if(e.rise_low > 0, 'lifts', 'does not lift for sure'),
-               'from', e.reciprocal_rank_before, e.reciprocal_rank_after,
-               e.reciprocal_rank_after_low, e.reciprocal_rank_after_high, e.prompts)
-               || format('{} {}: {:.2f}{}. ',
-               if(s.difference > 0, 'Stronger:', 'Next best:'), rival, s.reciprocal_rank_after,
-               if(s.p_holm < 0.05, format(', a difference (p = {:.3f})', s.p_holm),
-                  format(', not told apart (p = {:.2f})', s.p_holm)))
-               || CASE e.transfer
+               if(e.rise_low > 0, 'takes', 'does not surely lift'),
+               e.reciprocal_rank_before, e.reciprocal_rank_after,
+               e.reciprocal_rank_after_low, e.reciprocal_rank_after_high, e.prompts),
+               format('{} {}, {:.2f} ({}).',
+               if(s.difference > 0, 'Stronger than it:', 'Next to it:'), rival,
+               s.reciprocal_rank_after,
+               if(s.p_holm < 0.05, format('p = {:.3f}', s.p_holm),
+                  format('not told apart, p = {:.2f}', s.p_holm))),
+               CASE e.transfer
                WHEN 'argument' THEN format(
-                   'Among all answers of the task the own one stands above chance ({:.2f} against {:.2f}; '
-                   || 'before {:.2f}).', e.among_after, e.among_chance, e.among_before)
+                   'Among all answers of the task the own one stands above chance ({:.2f} against {:.2f}), '
+                   || 'as it did before ({:.2f}).', e.among_after, e.among_chance, e.among_before)
                WHEN 'class' THEN format(
                    'Among all answers of the task the own one is at chance ({:.2f} against {:.2f}): only '
                    || 'the class of answers is promoted.', e.among_after, e.among_chance)
-               ELSE '' END END AS sentence
+               END) END AS sentence
     FROM effects AS e
     JOIN strongest AS s USING (model, ovector_task, task, domain)
     JOIN words ON s.method = words.method
@@ -52,14 +53,14 @@ ovector AS (
     WHERE e.method = 'o-vector'
 ),
 swapped AS (
-    SELECT model, task, 'in' AS domain, 'swap, ffn' AS claim, 'swap_verdicts' AS "table",
-           format('ffn, layer {}', layer) AS "rows", prompts,
+    SELECT model, task, 'in' AS domain, 'swap' AS claim, 'swap_verdicts' AS "table", 'ffn' AS "rows",
+           prompts,
            CASE verdict WHEN 'too few' THEN format('Too few prompts ({}) to exchange.', prompts)
            ELSE format(
-               'Exchanged between the {} prompts whose answer the FFN of layer {} puts on top, its update '
-               || 'leaves each its own answer in {:.0f} % of the pairs ({:.0f} to {:.0f}), and brings the '
-               || 'other''s along in {:.0f} % ({:.0f} to {:.0f}); dropped, it leaves {:.0f} % their answer: {}.',
-               prompts, layer, 100 * own, 100 * own_low, 100 * own_high,
+               'Exchanged between {} prompts at their function layers ({}), the FFN''s update leaves each '
+               || 'its own answer in {:.0f} % of the pairs ({:.0f} to {:.0f}), and brings the other''s along '
+               || 'in {:.0f} % ({:.0f} to {:.0f}); dropped, it leaves {:.0f} % their answer: {}.',
+               prompts, layers, 100 * own, 100 * own_low, 100 * own_high,
                100 * others, 100 * others_low, 100 * others_high, 100 * own_dropped,
                CASE verdict WHEN 'function' THEN 'it acts as a function of the argument'
                     WHEN 'fact' THEN 'it carries the fact'

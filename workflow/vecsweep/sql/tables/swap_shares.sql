@@ -12,5 +12,5 @@ LEFT JOIN (
     FROM (SELECT DISTINCT model, task, prompt_id, function_layer, function_site FROM swaps)
     GROUP BY ALL
 ) USING (model, task, layer)
-WHERE subset = 'all'
+WHERE layer IS NOT NULL
 ORDER BY ALL
