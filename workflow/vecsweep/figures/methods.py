@@ -210,6 +210,7 @@ def parts(connection):
     axes = figure.axes[0]
     axes.set(xlim=(-0.4, 3.4), ylim=(max(-1.5, min(means)) - 0.4, min(3, max(means)) + 0.5))
     axes.set_xticks(range(len(KEPT)), KEPT)
+    axes.locator_params(axis="y", nbins=6)
     axes.yaxis.set_major_formatter("{x:.0%}")
     figure.supxlabel("Largest parts of the o-vector that are kept")
     figure.supylabel("Share of the lift that stays")
