@@ -80,11 +80,11 @@ def ablate(family, prompts, output, twins=True, max_prompts=None, batch_tokens=6
 
 @torch.inference_mode()
 def plain_means(model, prompts, layers):
-    """layer -> mean FFN update over all tokens of all prompts, prompt by prompt, in double."""
+    """layer -> mean FFN update over all tokens but the first of all prompts, in double."""
     tokens = {layer: [] for layer in range(layers)}
     handles = [
         sublayer_of(model, layer, "ffn").register_forward_hook(
-            lambda module, args, output, kept=kept: kept.append(output.reshape(-1, 32).double())
+            lambda module, args, output, kept=kept: kept.append(output.reshape(-1, 32)[1:].double())
         )
         for layer, kept in tokens.items()
     ]

@@ -149,6 +149,7 @@ def assert_rows(rows, logits, targets, **options):
         column("argument_probability", "answer_probability"),
         column("top_token")[:, 0],
         column("top_probability")[:, 0],
+        torch.empty(len(rows), 0),
     )
     assert_decoded(found, logits, targets, top_k=TOP_K, **options)
 

@@ -463,8 +463,8 @@ def sweep(tmp_path_factory):
     config = {
         "models": {"one": model | {"shards": 1}, "two": model | {"shards": SHARDS}},
         "tasks": {"towns": {"file": str(planted.write_task(folder / "tasks"))}},
-        "ovectors": {"donors": 2},
-        "interventions": {"controls_over_layers": "towns", "dev_prompts": 4, "test_prompts": 4},
+        "ovectors": {"per_layer": 2},
+        "interventions": {"dev_prompts": 4, "test_prompts": 4},
         "ablations": {"max_prompts": 6},
         "swaps": {"prompts": 6},
         "summary": {"resamples": 100},
