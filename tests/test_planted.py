@@ -182,6 +182,22 @@ def test_vector_flips_every_argument(sweep, name):
                 assert before > 0 and after == 0
 
 
+SHARED = """
+    SELECT count(*), count(*) FILTER (list_has_any(p.answer_tokens, d.answer_tokens)),
+           count(*) FILTER (p.argument = d.argument), count(*) FILTER (d.split != 'train')
+    FROM interventions AS i
+    JOIN prompts AS p ON (i.model, i.task, i.prompt_id) = (p.model, p.task, p.prompt_id)
+    JOIN ovectors AS o ON (i.model, i.ovector_task) = (o.model, o.task)
+    JOIN prompts AS d ON (o.model, o.task, o.donor) = (d.model, d.task, d.prompt_id)
+    WHERE p.prompt_set = 'novel' AND d.prompt_set = 'novel'
+"""
+
+
+def test_no_prompt_shares_an_answer_with_a_donor(sweep):
+    ((pairs, answers, arguments, others),) = sweep.query(SHARED)
+    assert pairs > 1000 and (answers, arguments, others) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("name", FFN_MODELS)
 def test_controls_change_no_prompt(sweep, name):
     # The argument is the top token before and after.

@@ -112,10 +112,10 @@ def compared(connection, measure: str):
     cells = by_cell(connection, "SELECT * FROM methods WHERE domain = 'in'")
     present = {row["method"] for rows in cells.values() for row in rows}
     shown = [name for name in METHODS if name in present] or ["o-vector"]
-    figure, panels = grid(models, tasks, 2.1, 0.35 + 0.17 * max(len(shown), 6))
+    figure, panels = grid(models, tasks, 2.1, 0.35 + 0.17 * max(len(shown) + 1, 7))
     most = max((r[f"{measure}_high"] for c in cells.values() for r in c), default=1)
     axes = figure.axes[0]
-    axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) - 0.4, -0.6))
+    axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) + 0.3, -0.6))
     axes.set_yticks(range(len(shown)), [METHODS[name][0] for name in shown])
     for cell, panel in panels.items():
         panel.tick_params(axis="y", length=0)
@@ -129,7 +129,7 @@ def compared(connection, measure: str):
                 ends = row[f"{measure}_low"], row[f"{measure}_high"]
                 panel.hlines(y, *ends, color=colour, linewidth=1.1)
                 panel.plot(row[measure], y, color=colour, marker="o", markersize=4)
-        note(panel, f"n = {cells[cell][0]['prompts']}", 0.98, 0.03)
+        note(panel, f"n = {cells[cell][0]['prompts']}", 0.98, 0.01)
     return figure, panels, cells, shown
 
 
