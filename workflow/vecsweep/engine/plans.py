@@ -36,13 +36,13 @@ def run_plans(
     """An outcome for each plan's vector and prompt: ranks and top token, before and after.
 
     `answers` [T] are the first tokens of all answers of the prompts' task: each outcome has the
-    place of its own among them, and both lifts in probability, see `Rivals`. The prompts are run
+    place of its own among them, and both lifts in probability, see `AmongAnswers`. The prompts are run
     clean once; every plan resumes from its start layer. Empty in processes that do not decode.
     """
     if not plans:
         return []
     targets = target_tokens(rows)
-    others = Rivals(rows, answers)
+    others = AmongAnswers(rows, answers)
     widest = max(len(plan.labels) for plan in plans)
     progress = progress_line(len(rows), engine.leader) if report else lambda prompts, tokens: None
 
@@ -92,7 +92,7 @@ def run_plans(
     return outcomes
 
 
-class Rivals:
+class AmongAnswers:
     """Each prompt's own answer among all answers of its task: does an edit know the argument?
 
     Own are the tokens that are right for the prompt, others the rest of `answers` [T] without the
