@@ -119,6 +119,22 @@ def test_the_readme_quotes_the_measured_claims():
     assert {(row.task, row.claim) for row in quoted} >= {("capitals", "o-vector")}
 
 
+def test_the_readme_says_whether_the_mean_is_better_than_one():
+    methods, verdicts = measured("methods"), measured("swap_verdicts")
+    methods = methods[(methods.model == MODEL) & (methods.domain == "in")]
+    said = []
+    for task in TASKS:
+        row = methods[(methods.task == task) & (methods.method == "mean")].iloc[0]
+        word = "farther" if row.difference > 0 else "less far"
+        said.append(
+            f"{task} {word if row.p_holm < 0.05 else 'not told apart'}, p = {row.p_holm:.3f}"
+        )
+    assert "; ".join(said) + " (Holm)" in readme()
+    ffn = verdicts[(verdicts.model == MODEL) & (verdicts.sublayer == "ffn")]
+    decided = set(ffn.verdict) - {"idle"} or ffn.others.max() >= 0.005
+    assert ("The exchange decides nothing here" in readme()) == (not decided)
+
+
 def test_the_readme_table_is_the_measured_one():
     methods, verdicts = measured("methods"), measured("swap_verdicts")
     methods = methods[(methods.model == MODEL) & (methods.domain == "in")]

@@ -264,15 +264,37 @@ def swap_rows(rng, model, task):
                 along &= part == "state" or task == TASKS[0]
                 chance = 0.9 if along else 0.05
                 ranks = [3, 0] if rng.random() < chance else [0 if rng.random() < 0.9 else 1, 4]
-                yield {"model": model, "task": task, "prompt_id": prompt, "other_id": other} | {
+                yield (
+                    {"model": model, "task": task, "prompt_id": prompt, "other_id": other}
+                    | {
+                        "layer": layer,
+                        "sublayer": part,
+                        "own_rank": ranks[0],
+                        "others_rank": ranks[1],
+                        "outcome": "own" if not ranks[0] else "neither" if ranks[1] else "others",
+                    }
+                    | applied(prompt)
+                )
+    for prompt, layer in itertools.product(range(EXCHANGED), range(LAYERS)):
+        for part in ("ffn", "attention"):  # dropped: the answer needs the FFN of its function layer
+            gone = part == "ffn" and layer == applied(prompt)["function_layer"]
+            yield (
+                {"model": model, "task": task, "prompt_id": prompt, "other_id": None}
+                | {
                     "layer": layer,
                     "sublayer": part,
-                    "own_rank": ranks[0],
-                    "others_rank": ranks[1],
-                    "outcome": "own" if not ranks[0] else "neither" if ranks[1] else "others",
-                    "function_layer": 8 - prompt % 2 * (prompt > 5),
-                    "function_site": "attention" if prompt == 7 else "ffn",
+                    "own_rank": 5 if gone else 0,
+                    "others_rank": None,
+                    "outcome": "neither" if gone else "own",
                 }
+                | applied(prompt)
+            )
+
+
+def applied(prompt):
+    """The function layer of a prompt that exchanges, and the sublayer that applies it."""
+    site = "attention" if prompt == 7 else "ffn"
+    return {"function_layer": 8 - prompt % 2 * (prompt > 5), "function_site": site}
 
 
 def attribution_rows(rng, model, task, answered):

@@ -91,15 +91,18 @@ def assert_no_vectors(made, d_model):
     assert tables[1].schema.equals(tables[2].schema)
 
 
-def test_a_model_that_answers_nothing_comes_through(tmp_path):
+@pytest.mark.parametrize("sets", [2, 1])
+def test_a_model_that_answers_nothing_comes_through(tmp_path, sets):
     # A random model: nobody can give an o-vector, and the whole grid is empty of them.
     tiny.save("gpt2", tmp_path / "weights")
     results = tmp_path / "results"
-    task = tiny.write_task(tmp_path / "tasks", "towns")
+    # Extractive twins are optional: without them there is one set less, and nothing else.
+    twins = {} if sets == 2 else {"extractive": None}
+    task = tiny.write_task(tmp_path / "tasks", "towns", **twins)
     made = chain(results, "random", tmp_path / "weights", task, 3, max_prompts=6)
     assert set(read_table(made.stages)["pattern"].to_pylist()) == {"incorrect"}
     assert_no_vectors(made, 32)
-    assert read_table(made.ablations).num_rows == 2 * 6 * 7
+    assert read_table(made.ablations).num_rows == sets * 6 * 7
     run_stage(
         "summary",
         results=results,
@@ -113,7 +116,7 @@ def test_a_model_that_answers_nothing_comes_through(tmp_path):
     with duckdb.connect(str(results / "summary.duckdb"), read_only=True) as database:
         for table in ("ovectors", "interventions"):
             assert database.execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
-        assert database.execute("SELECT count(*) FROM ablations").fetchall() == [(2 * 6 * 7,)]
+        assert database.execute("SELECT count(*) FROM ablations").fetchall() == [(sets * 6 * 7,)]
     assert list((results / "tables").glob("*.csv"))
 
 

@@ -338,7 +338,14 @@ def test_a_task_more_runs_its_own_jobs(project):
     tiny.write_task(project.folder / "tasks", "more")
     outputs, every = pending(project, edited(("tasks", "more", {"file": "tasks/more.yaml"})))
     assert outputs == {output for output in every if "/more" in output or is_end(output)}
-    assert {stage_of(o) for o in outputs} == {"prompts", "states", "lens", "stages", "attribution", "end"}
+    assert {stage_of(o) for o in outputs} == {
+        "prompts",
+        "states",
+        "lens",
+        "stages",
+        "attribution",
+        "end",
+    }
 
 
 def test_another_cut_of_the_layers_runs_its_new_blocks(project):

@@ -27,6 +27,8 @@ for stage in ROWS:
             f"results/benchmarks/{place}.tsv"
         wildcard_constraints:
             model=alone(stage),
+        # The longest first: at the end of a sweep a core would wait for them.
+        priority: int(stage.long)
         conda:
             f"../../envs/{stage.environment}.yaml"
         resources:
@@ -59,6 +61,7 @@ for model, by_stage in GROUPS.items():
                         f"logs/{place}.log",
                     benchmark:
                         f"results/benchmarks/{place}.tsv"
+                    priority: int(stage.long)
                     conda:
                         f"../../envs/{stage.environment}.yaml"
                     resources:

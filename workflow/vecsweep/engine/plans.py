@@ -129,11 +129,11 @@ class AmongAnswers:
             "own_lift",
             "others_lift",
         )
-        found = [dict(zip(names, values)) for values in columns]
-        return [
-            row | {"others_lift": row["others_lift"] if row["alternatives"] else None}
-            for row in found
-        ]
+        rows_of = [dict(zip(names, values)) for values in columns]
+        for row in rows_of:
+            if not row["alternatives"]:
+                row["others_lift"] = None
+        return rows_of
 
 
 def decoded(readout, pieces, among: torch.Tensor | None = None):

@@ -64,7 +64,8 @@ def reported(material: Material, name: str, layer: int | None) -> list[Vector]:
         sources = [v for own in layers for v in method.search(material, own)]
         return [next(v for v in sources if v.source_layer == layer)]
     found = (method.report or method.search)(material, layers[0] if layer is None else layer)
-    if name == "o-vector":
-        found += donors.others(material, found[0].source_layer)
-        found += parts.largest(material, found[0].source_layer, found[0].donor)
+    if name == "o-vector" and layer is not None:
+        donor, _ = material.donors.of(layer)[0]
+        found += donors.others(material, layer)
+        found += parts.largest(material, layer, donor)
     return found
