@@ -1,5 +1,5 @@
 """Stages interventions and selection: ranks equal to plain hooks on the whole model, the choice
-on dev alone, and each control what its name says."""
+on dev alone for every method alike, and each method what its name says."""
 
 import itertools
 import json

@@ -203,7 +203,7 @@ def injected_tasks(connection) -> dict[str, str]:
 
 
 def settings_of(connection) -> dict:
-    """{(model, task, domain): row of `effects`} of the chosen o-vectors."""
+    """{(model, task, domain): row of `effects`} of the o-vectors."""
     rows = records(connection, "FROM chosen_effects")
     return {(row["model"], row["ovector_task"], row["domain"]): row for row in rows}
 

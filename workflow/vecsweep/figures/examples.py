@@ -129,7 +129,7 @@ def appliers(function_site, sites: list[str]) -> list[str]:
 
 
 def intervention_example(connection):
-    """One prompt under the chosen o-vector from every start layer (paper Figure 4)."""
+    """One prompt under the o-vector from every start layer (paper Figure 4)."""
     chosen = records(connection, "FROM intervention_examples ORDER BY parameters, model")
     models, tasks = models_of(connection), tasks_of(connection)
     if not chosen:

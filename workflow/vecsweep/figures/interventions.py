@@ -31,7 +31,7 @@ COLUMNS = {0.14: "n", 0.5: "top-1", 1.0: "no effect"}  # numbers beside a panel,
 
 
 def interventions(connection):
-    """The answer before and after the chosen o-vector, in- and out-of-domain (paper Figure 5)."""
+    """The answer before and after the o-vector of one donor, in- and out-of-domain (paper Figure 5)."""
     models, tasks = models_of(connection), injected_tasks(connection)
     if not tasks:
         return nothing(NO_TASK)
