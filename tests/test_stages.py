@@ -170,7 +170,7 @@ def test_function_layer_counts_to_the_last_layer_that_is_there():
     post = "." * 3 + "A" * 6 + "B" * 3
     (row,) = stages(lens(sequential(post[1:] + "B", post)))
     assert row["flip_layer"] is None
-    assert [row[c] for c in COLUMNS] == ["argument-function", 2, 8, 9, "attention", 3]
+    assert [row[c] for c in COLUMNS] == ["argument-function", 2, 7, 9, "attention", 3]
 
 
 def test_prompts_do_not_mix():
