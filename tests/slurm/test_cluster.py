@@ -6,10 +6,11 @@ from slurm.conftest import ENDS, jobs, last_job
 # With tasks_per_job one job takes both tasks of a stage, and has no wildcards.
 def jobs_of(model, *tasks):
     """(rule, wildcards) of a model's jobs for new tasks, in Slurm's records."""
+    rules = ("prompts", "states", "stages", "attribution")
     if model == "wide" and len(tasks) > 1:
-        names = (f"prompts_wide_{tasks[0]}", f"states_wide_{tasks[0]}", f"stages_wide_{tasks[0]}")
+        names = [f"{rule}_wide_{tasks[0]}" for rule in rules]
         return [(name, "") for name in (*names, f"lens_wide_{tasks[0]}_0_2")]
-    found = [(rule, f"{model}_{t}") for rule in ("prompts", "states", "stages") for t in tasks]
+    found = [(rule, f"{model}_{task}") for rule in rules for task in tasks]
     return found + [("lens", f"{model}_{task}_0-2") for task in tasks]
 
 
