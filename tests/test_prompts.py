@@ -464,6 +464,7 @@ BAD = [
     bad("title-number", says="title must be text, not 5; put words in quotes", title=5),
     bad("two-headers", "argument,answer,argument\nPeru,Lima,x\n", says="column 'argument' twice"),
     bad("one-row", "argument,answer\nPeru,Lima\n", says="one row is no relation"),
+    bad("one-argument", "argument,answer\nPeru,Lima\nPeru,Cuzco\n", says="the argument 'Peru'"),
     bad(
         "same-row-twice",
         "argument,answer\nPeru,Lima\nCuba,Havana\nPeru,Lima|Cusco\n",

@@ -58,6 +58,9 @@ def check_task(task, path) -> None:
     """Problem at what is wrong between a task's texts and its rows."""
     if len(task.rows) < 2:
         raise Problem(f"{task.data}: one row is no relation: a demonstration needs another one")
+    if len({row["argument"] for row in task.rows}) < 2:
+        only = task.rows[0]["argument"]
+        raise Problem(f"{task.data}: all rows have the argument '{only}'; add rows with others")
     varies = {name for name in task.rows[0] if len({str(row[name]) for row in task.rows}) > 1}
     for text in task.templates:
         _check_columns(text, task, path)
