@@ -53,62 +53,42 @@ KEPT = ("1", "10", "100", "all")
 
 def methods(connection):
     """Every method at its own best setting, on the same test prompts: models x tasks."""
-    found = compared(connection, "reciprocal_rank_after")
-    if isinstance(found, str):
-        return nothing(found)
-    figure, panels, cells, shown = found
-    for cell, panel in panels.items():
-        if cell not in cells:
-            continue
-        rows = {row["method"]: row for row in cells[cell]}
-        before = next(iter(rows.values()))["reciprocal_rank_before"]
-        panel.axvline(before, color="black", linewidth=0.8, linestyle="--", zorder=1)
-        for y, name in enumerate(shown):
-            # Marked: differs from the o-vector, all methods and tasks of the model accounted for.
-            if name in rows and name != "o-vector" and rows[name]["p_holm"] < 0.05:
-                edge = rows[name]["reciprocal_rank_after_high"]
-                panel.annotate("*", (edge, y), (3, -5), textcoords="offset points", fontsize=9)
-    figure.supxlabel("Mean reciprocal rank of the answer after, in-domain test prompts")
-    keys = [line_key("before", "--", "black", linewidth=0.8)]
-    star = {"marker": "$*$", "markersize": 5}
-    keys += [line_key("differs from the o-vector (Holm)", "none", "black", **star)]
-    legend(figure, [*method_keys(), *keys])
-    return figure
+
+    def star(panel, y, name, row):
+        # Marked: differs from the o-vector, all methods and tasks of the model accounted for.
+        if name != "o-vector" and row["p_holm"] < 0.05:
+            edge = row["reciprocal_rank_after_high"]
+            panel.annotate("*", (edge, y), (3, -5), textcoords="offset points", fontsize=9)
+
+    text = "Mean reciprocal rank of the answer after, in-domain test prompts"
+    lines = {"reciprocal_rank_before": ("before", "--")}
+    look = {"marker": "$*$", "markersize": 5}
+    keys = [line_key("differs from the o-vector (Holm)", "none", "black", **look)]
+    return compared(connection, "reciprocal_rank_after", text, lines, star, keys)
 
 
 def others_answers(connection):
     """The own answer's place among all answers of the task, under every method: models x tasks."""
-    found = compared(connection, "among_after")
-    if isinstance(found, str):
-        return nothing(found)
-    figure, panels, cells, shown = found
-    for cell, panel in panels.items():
-        if cell not in cells:
-            continue
-        rows = {row["method"]: row for row in cells[cell]}
-        first = next(iter(rows.values()))
-        panel.axvline(first["among_before"], color="black", linewidth=0.8, linestyle="--", zorder=1)
-        panel.axvline(first["among_chance"], color="black", linewidth=0.8, linestyle=":", zorder=1)
-        for y, name in enumerate(shown):
-            if name in rows and rows[name]["transfer"] in ("argument", "class"):
-                look = {"fontsize": 6.5, "va": "center", "color": METHODS[name][1][0]}
-                place = panel.get_yaxis_transform()
-                panel.text(1.01, y, rows[name]["transfer"], transform=place, **look)
-    figure.supxlabel("Mean reciprocal place of the own answer among all answers of the task, after")
-    keys = [line_key("before", "--", "black", linewidth=0.8)]
-    keys += [line_key("chance", ":", "black", linewidth=0.8)]
-    legend(figure, [*method_keys(), *keys])
-    return figure
+
+    def word(panel, y, name, row):
+        if row["transfer"] in ("argument", "class"):
+            look = {"fontsize": 6.5, "va": "center", "color": METHODS[name][1][0]}
+            panel.text(1.01, y, row["transfer"], transform=panel.get_yaxis_transform(), **look)
+
+    text = "Mean reciprocal place of the own answer among all answers of the task, after"
+    lines = {"among_before": ("before", "--"), "among_chance": ("chance", ":")}
+    return compared(connection, "among_after", text, lines, word)
 
 
-def compared(connection, measure: str):
-    """(figure, panels, rows of `methods` by cell, shown methods) with a measure's intervals drawn.
+def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
+    """A measure of every method with its interval, a row each: models x tasks.
 
-    A text instead where there is nothing to draw.
+    `text` labels it; `lines` are columns that are the same for all methods, with (label, line
+    style); `mark(panel, y, method, row)` adds to a row; `keys` explain that.
     """
     models, tasks = models_of(connection), injected_tasks(connection)
     if not tasks:
-        return NO_TASK
+        return nothing(NO_TASK)
     cells = by_cell(connection, "SELECT * FROM methods WHERE domain = 'in'")
     present = {row["method"] for rows in cells.values() for row in rows}
     shown = [name for name in METHODS if name in present] or ["o-vector"]
@@ -117,27 +97,31 @@ def compared(connection, measure: str):
     axes = figure.axes[0]
     axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) + 0.3, -0.6))
     axes.set_yticks(range(len(shown)), [METHODS[name][0] for name in shown])
+    thin = {"color": "black", "linewidth": 0.8}
     for cell, panel in panels.items():
         panel.tick_params(axis="y", length=0)
         if cell not in cells:
             say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
             continue
         rows = {row["method"]: row for row in cells[cell]}
+        for column, (_, style) in lines.items():
+            panel.axvline(cells[cell][0][column], linestyle=style, zorder=1, **thin)
         for y, name in enumerate(shown):
             if name in rows:
                 row, colour = rows[name], METHODS[name][1][0]
                 ends = row[f"{measure}_low"], row[f"{measure}_high"]
                 panel.hlines(y, *ends, color=colour, linewidth=1.1)
                 panel.plot(row[measure], y, color=colour, marker="o", markersize=4)
+                mark(panel, y, name, row)
         note(panel, f"n = {cells[cell][0]['prompts']}", 0.98, 0.01)
-    return figure, panels, cells, shown
-
-
-def method_keys() -> list:
-    return [
-        line_key(text, "-", colour, marker="o", markersize=4)
-        for colour, text in (OWN, RIVALS, CONTROLS)
+    figure.supxlabel(text)
+    kinds = [
+        line_key(label, "-", colour, marker="o", markersize=4)
+        for colour, label in (OWN, RIVALS, CONTROLS)
     ]
+    kinds += [line_key(label, style, **thin) for label, style in lines.values()]
+    legend(figure, [*kinds, *keys])
+    return figure
 
 
 def methods_by_layer(connection):

@@ -9,20 +9,18 @@ of later layers counts as theirs.
 import pyarrow as pa
 import torch
 
-from vecsweep import Problem, tables
+from vecsweep import tables
 from vecsweep.engine.readout import Readout, decode, target_tokens
-from vecsweep.files import Tensors, read_json
+from vecsweep.files import read_json
 from vecsweep.layout import STAGES
-from vecsweep.tasks.rows import CAPTURED, kept_rows, token_hash
+from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
 
 def run(args):
     """Write table `attribution`: a row for each prompt, layer and sublayer, in logits."""
     description = read_json(args.model)
     rows = kept_rows(args.prompts, CAPTURED)
-    states = Tensors(args.states)
-    if states.metadata["token_ids_sha256"] != token_hash(rows):
-        raise Problem(f"{args.states} belongs to other prompts; delete it and run again")
+    states = states_of(args.states, rows)
     readout = Readout.load(args.readout)
     shares, correct = attribute(states, readout, target_tokens(rows), description["layers"])
     blocks = [

@@ -7,9 +7,9 @@ import torch
 
 from vecsweep import tables
 from vecsweep.engine.readout import Readout
-from vecsweep.files import Tensors, read_table, write_tensors
+from vecsweep.files import read_table, write_tensors
 from vecsweep.layout import STAGES
-from vecsweep.tasks.rows import CAPTURED, kept_rows
+from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
 DECODED = 10  # promoted and demoted tokens to list
 
@@ -22,7 +22,7 @@ def run(args):
     first. Without a donor all are empty, and later stages find nothing to inject.
     """
     prompts = kept_rows(args.prompts, CAPTURED)
-    states = Tensors(args.states)
+    states = states_of(args.states, prompts)
     d_model = states["ffn_out.00"].shape[-1]
     rule = args.settings["donors"]
     eligible = eligible_donors(prompts, read_table(args.stages).to_pylist(), rule)

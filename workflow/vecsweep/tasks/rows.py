@@ -6,7 +6,8 @@ import random
 
 import torch
 
-from vecsweep.files import read_table
+from vecsweep import Problem
+from vecsweep.files import Tensors, read_table
 
 PROMPT_SETS = ("abstractive", "extractive", "novel")
 CAPTURED = ("abstractive", "extractive")  # novel prompts are only run with interventions
@@ -35,6 +36,14 @@ def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:
 def token_hash(rows: list[dict]) -> str:
     """sha256 of the prompts' token ids, in order."""
     return hashlib.sha256(json.dumps([r["token_ids"] for r in rows]).encode()).hexdigest()
+
+
+def states_of(path, rows: list[dict]) -> Tensors:
+    """The states of these prompts, in this order; Problem if the file has other ones."""
+    states = Tensors(path)
+    if states.metadata["token_ids_sha256"] != token_hash(rows):
+        raise Problem(f"{path} belongs to other prompts; delete it and run again")
+    return states
 
 
 def in_domain(rows: list[dict], split: str) -> list[dict]:
