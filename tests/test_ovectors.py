@@ -13,10 +13,11 @@ import tiny
 from conftest import describe, main, run_stage
 from test_edits import FINAL_NORM
 from test_states import plain_states
+from vecsweep import Problem
 from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.layout import STAGES
 from vecsweep.stages.ovectors import eligible_donors, source_layers
-from vecsweep.tasks.rows import CAPTURED, kept_rows
+from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
 SEARCH = {
     "task": "towns",
@@ -324,3 +325,20 @@ def test_directions_span_the_eligible_vectors(family, cut):
     )
     held = (everything @ directions.T).square().sum(0)
     assert (held[:-1] >= held[1:] * (1 - 1e-4)).all() and held[0] > held[-1]
+
+
+def test_states_of_other_prompts_are_refused(tiny_model, tmp_path):
+    stage, inputs = tiny_model("gpt2"), {}
+    for name in ("towns", "verbs"):
+        inputs[name] = tmp_path / f"{name}.parquet"
+        task = tiny.write_task(tmp_path, name)
+        shown = json.dumps({"demonstrations": 1, "seed": 0, "max_prompts": None})
+        run_stage(
+            "prompts", model=stage.description, task=task, settings=shown, output=inputs[name]
+        )
+    states = tmp_path / "states.safetensors"
+    given = {"model": stage.description, "readout": stage.readout, "prompts": inputs["towns"]}
+    run_stage("states", **given, batch_tokens=512, output=states)
+    with pytest.raises(Problem, match="states.safetensors belongs to other prompts"):
+        states_of(states, kept_rows(inputs["verbs"], CAPTURED))
+    assert "ffn_out.00" in states_of(states, kept_rows(inputs["towns"], CAPTURED))
