@@ -11,18 +11,21 @@ import tiny
 from conftest import REPO, command, run_stage
 from test_models import final_norm
 from test_states import plain_states
-from vecsweep.engine import readout as readout_module
-from vecsweep.engine.readout import Readout, decode, target_tokens
+from vecsweep.engine import decoding
+from vecsweep.engine.decoding import decode
+from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.layout import STAGES
 from vecsweep.stages.lens import TOP_K
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    # 7 and 64 divide neither the vocabulary nor the number of prompts.
-    monkeypatch.setattr(readout_module, "ROWS", 7)
-    monkeypatch.setattr(readout_module, "CHUNK", 64)
+@pytest.fixture(params=["float32", "bfloat16"])
+def small_chunks(request, monkeypatch):
+    """Blocks that divide neither the vocabulary nor the prompts; bfloat16 runs on every CPU."""
+    monkeypatch.setattr(decoding, "ROWS", 7)
+    monkeypatch.setattr(decoding, "CHUNK", 64)
+    monkeypatch.setattr(decoding, "FEWEST", 1)
+    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: request.param == "bfloat16")
     assert tiny.VOCABULARY % 64
 
 
@@ -143,7 +146,7 @@ def assert_rows(rows, logits, targets, **options):
     def column(*names):
         return torch.tensor([[row[name] for name in names] for row in rows])
 
-    found = readout_module.Decoded(
+    found = decoding.Decoded(
         column("argument_token", "answer_token"),
         column("argument_rank", "answer_rank"),
         column("argument_probability", "answer_probability"),
@@ -276,3 +279,98 @@ def test_real_model(real_model):
             assert_rows(here, logits, targets, margin=1e-5)
     logits = [model(torch.tensor([row["token_ids"]])).logits[0, -1] for row in rows]
     assert_rows(here, torch.stack(logits), targets, margin=1e-5)
+
+
+def near_ties(kind: str):
+    """(readout, states, targets) whose logits lie as near to each other as `kind` says."""
+    generator = torch.Generator().manual_seed(sum(map(ord, kind)))
+    vocabulary, d_model, prompts = 700, 48, 40
+    weight = torch.randn(vocabulary, d_model, generator=generator)
+    common = 5 * torch.randn(1, d_model, generator=generator)
+    states = common + 0.3 * torch.randn(prompts, d_model, generator=generator)
+    if kind == "equal":  # the same token many times
+        weight[100:400] = weight[99]
+    elif kind == "last digit":  # the same but for a unit in the last place of a few numbers
+        weight[100:400] = weight[99]
+        weight[100:400, :4] *= 1 + 2.0**-23 * torch.randint(-2, 3, (300, 4), generator=generator)
+    elif kind == "halfway":  # all numbers halfway between two of bfloat16's, errors all one way
+        weight = (weight.abs() + 0.1).bfloat16().float() * (1 + 2.0**-8)
+        states = (states.abs() + 0.1).bfloat16().float() * (1 + 2.0**-8)
+        weight[100:400] = weight[99] * (1 + 1e-5 * torch.rand(300, 1, generator=generator))
+    elif kind == "far":  # one huge coordinate beside small ones
+        weight[:, 7] = 100
+        states[:, 7] += 100
+    elif kind == "small":  # numbers near float32's smallest normal ones
+        weight *= 1e-18
+        states *= 1e-18
+    bias = torch.randn(vocabulary, generator=generator) if kind == "bias" else None
+    readout = Readout("rms", 1e-6, torch.ones(d_model), None, weight, bias)
+    targets = [torch.randint(90, 420, (prompts, 2), generator=generator) for _ in range(2)]
+    return readout, states, targets
+
+
+KINDS = ("plain", "equal", "last digit", "halfway", "far", "small", "bias")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_are_exact_however_near(kind, small_chunks):
+    readout, states, targets = near_ties(kind)
+    found = decode(readout, states, targets, 12)
+    exact = readout.normed(states).double() @ readout.weight.double().T
+    if readout.bias is not None:
+        exact += readout.bias.double()
+    tie = 48 * 2.0**-52 * readout.normed(states).double().norm(dim=1) * readout.norms[0].max()
+    for k, tokens in enumerate(targets):
+        best = exact.gather(1, tokens).amax(1)
+        above = (exact > (best + 2 * tie)[:, None]).sum(1)
+        perhaps = (exact > best[:, None]).sum(1)
+        assert (above <= found.rank[:, k]).all() and (found.rank[:, k] <= perhaps).all()
+    top = exact.topk(12).values
+    assert (exact.gather(1, found.top_token) >= top - 2 * tie[:, None]).all()
+    assert all(len(set(row)) == 12 for row in found.top_token.tolist())
+    shares = exact.softmax(1).gather(1, found.top_token)
+    torch.testing.assert_close(found.top_probability.double(), shares, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_error_exceeds_its_bound(kind, split):
+    readout, states, _ = near_ties(kind)
+    normed = readout.normed(states)
+    block = decoding.Block(normed, split)
+    exact = normed.double() @ readout.weight.double().T
+    bounds = block.bounds.double()
+    allowed = bounds[:, :2] @ readout.norms.double()
+    if split:
+        low = block.rest @ readout.weight.bfloat16().T
+        found = low.double() + (block.coefficients @ (block.directions @ readout.weight.T)).double()
+        allowed += 0.002 * low.double().abs()
+    else:
+        found = (normed @ readout.weight.T).double()
+    assert ((found - exact).abs() <= allowed).all()
+
+
+def test_threads_change_nothing(monkeypatch):
+    monkeypatch.setattr(decoding, "CHUNK", 64)
+    readout, states, targets = near_ties("last digit")
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(decode(readout, states, targets, 5))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    for one, other in zip(*(vars(some).values() for some in found)):
+        assert torch.equal(one, other)
+
+
+def test_an_accelerator_says_the_same():
+    """Its pass, run on the CPU: ranks to rounding."""
+    readout, states, targets = near_ties("plain")
+    exact = decode(readout, states, targets, 5)
+    among = torch.tensor([3, 5])
+    found = decoding.on_device(readout, states, targets, 5, among)
+    assert torch.equal(found.rank, exact.rank) and torch.equal(found.top_token, exact.top_token)
+    torch.testing.assert_close(found.probability, exact.probability, rtol=1e-4, atol=1e-9)
+    expected = decode(readout, states, targets, 5, among)
+    torch.testing.assert_close(found.among, expected.among, rtol=1e-4, atol=1e-4)

@@ -172,6 +172,7 @@ ROWS = (
         outputs={"output": BLOCK},
         memory=(2000, 1000, 32_000),  # the readout in float32
         minutes=(30, 2, 240),
+        version=2,
     ),
     Stage(
         "stages",

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from vecsweep import Problem
-from vecsweep.engine import checkpoint, sharded, slices
+from vecsweep.engine import checkpoint, products, sharded, slices
 from vecsweep.engine.families import Family, family_of, is_parallel, module_at, size_in
 from vecsweep.files import read_json
 
@@ -104,6 +104,7 @@ def load(
     several shards the processes that torchrun or srun started each hold a slice (see `sharded`),
     which they read from the folder `ready` if stage preshard wrote it.
     """
+    products.use_fastest()
     folder = weights_folder(description, beside)
     if not ready:
         checkpoint.check_files(folder)

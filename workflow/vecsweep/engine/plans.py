@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
+from vecsweep.engine.decoding import decode
 from vecsweep.engine.edits import Edit, clean_runs, resume
-from vecsweep.engine.readout import decode, target_tokens
+from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import progress_line
 
 DECODED_TOGETHER = 2048  # states, at least

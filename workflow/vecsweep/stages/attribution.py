@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 
 from vecsweep import tables
-from vecsweep.engine.readout import Readout, decode, target_tokens
+from vecsweep.engine.decoding import decode
+from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.files import read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of

@@ -1,15 +1,19 @@
 """Stage `lens`: early decoding of stored states, from the readout alone (paper section 2)."""
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 import torch
 
 from vecsweep import tables
-from vecsweep.engine.readout import Readout, decode, target_tokens
+from vecsweep.engine.decoding import Decoded, decode
+from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.files import read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
 TARGETS = ("argument", "answer")
+DECODED_TOGETHER = 8192  # states, at most: their memory does not grow with the prompts
 TOP_K = 10  # top tokens that are stored; `lens.top_k` of them are shown
 # How the states came about: the tables' provenance reaches back to the run of the model.
 STATES_NOTES = (
@@ -29,12 +33,19 @@ def run(args):
     states = states_of(args.states, rows)
     readout = Readout.load(args.readout)
     targets = target_tokens(rows)
-    blocks = []
-    for layer in range(args.first, args.last + 1):
-        for site, tensor in sites(states, layer, description["parallel_blocks"]):
-            table = decode_site(readout, tensor, targets, TOP_K)
-            labels = {"layer": layer, "site": site}
-            blocks.append(_labelled(table, description["model"], rows, labels))
+    layers = [
+        list(sites(states, layer, description["parallel_blocks"]))
+        for layer in range(args.first, args.last + 1)
+    ]
+    labels = [
+        {"layer": layer, "site": site}
+        for layer, found in enumerate(layers, args.first)
+        for site, _ in found
+    ]
+    blocks = [
+        _labelled(table, description["model"], rows, label)
+        for table, label in zip(decode_layers(readout, layers, targets, TOP_K), labels)
+    ]
     notes = {f"states_{key}": states.metadata[key] for key in STATES_NOTES}
     notes["step_version"] = STAGES["lens"].version
     tables.write("lens", pa.concat_tables(blocks), args.output, notes)
@@ -57,18 +68,32 @@ def sites(states, layer: int, parallel: bool):
     yield "resid_post", post
 
 
-def decode_site(readout, tensor, targets, top_k: int) -> dict:
-    """Columns (numpy) of early decoding for states [prompts, d_model]."""
-    with torch.inference_mode():
-        decoded = decode(readout, tensor, targets, top_k)
+def decode_layers(readout, layers: list[list], targets, top_k: int) -> Iterator[dict]:
+    """Columns (numpy) of early decoding for each (site, states [prompts, d_model]) of each layer.
+
+    Many layers are decoded at a time: the LM head is read from memory once for all of them.
+    """
+    sites_each, prompts = len(layers[0]), len(targets[0])
+    unit = sites_each * prompts
+    each = max(1, DECODED_TOGETHER // unit)
+    for start in range(0, len(layers), each):
+        some = [state.float() for found in layers[start : start + each] for _, state in found]
+        several = [ids.repeat(len(some), 1) for ids in targets]
+        decoded = decode(readout, torch.cat(some), several, top_k, unit=unit)
+        for i in range(len(some)):
+            yield columns_of(decoded, slice(i * prompts, (i + 1) * prompts))
+
+
+def columns_of(decoded: Decoded, rows: slice) -> dict:
+    """The table's columns for some of the states that were decoded."""
     columns: dict = {
-        "top_token": list(decoded.top_token.int().numpy()),
-        "top_probability": list(decoded.top_probability.numpy()),
+        "top_token": list(decoded.top_token[rows].int().numpy()),
+        "top_probability": list(decoded.top_probability[rows].numpy()),
     }
     for k, target in enumerate(TARGETS):
-        columns[f"{target}_token"] = decoded.token[:, k].int().numpy()
-        columns[f"{target}_rank"] = decoded.rank[:, k].int().numpy()
-        columns[f"{target}_probability"] = decoded.probability[:, k].numpy()
+        columns[f"{target}_token"] = decoded.token[rows, k].int().numpy()
+        columns[f"{target}_rank"] = decoded.rank[rows, k].int().numpy()
+        columns[f"{target}_probability"] = decoded.probability[rows, k].numpy()
     return columns
 
 

@@ -1,0 +1,310 @@
+"""Early decoding of many states at once: exact ranks from products in low precision.
+
+A readout's product of float32 states with a float32 weight is taken in bfloat16 where the processor
+is fast at that. Each approximate logit comes with a proven bound on its error; what the bounds leave
+open is computed in float64. So ranks and top tokens are those of the exact product, whatever the
+processor, the number of threads and the blocks.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vecsweep.engine import fused
+from vecsweep.engine.products import rounding
+from vecsweep.engine.readout import Readout
+
+# A block of 256 states x 2048 tokens: its logits stay in a core's cache.
+ROWS, CHUNK = 256, 2048
+# One shared direction for so many states; the bfloat16 product is of what these do not explain.
+EACH_DIRECTION = 8
+# Fewer states are over before the weight is in bfloat16.
+FEWEST = 64
+# Tokens a state whose logits are known exactly: most of the probability, mostly.
+KNOWN = 128
+# What an accelerator takes at a time.
+DEVICE_ROWS, DEVICE_CHUNK = 2048, 16384
+
+
+@dataclass
+class Decoded:
+    """What early decoding says of n states; targets [n, targets], top [n, top_k], among [n, T]."""
+
+    token: torch.Tensor
+    rank: torch.Tensor
+    probability: torch.Tensor
+    top_token: torch.Tensor
+    top_probability: torch.Tensor
+    among: torch.Tensor
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 faster than in float32."""
+    able = torch.cpu.get_capabilities()
+    return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
+
+
+class Block:
+    """Up to ROWS normed states [n, d_model], cut into what float32 and what bfloat16 multiplies.
+
+    states = coefficients @ directions + rest, the rest rounded to bfloat16: states of one place in
+    the model are alike, so it is short, and so is the error of its product.
+    """
+
+    def __init__(self, states: torch.Tensor, split: bool):
+        n, d_model = states.shape
+        lengths = states.double().norm(dim=1)
+        own = rounding(d_model)
+        if split:
+            self.directions = shared_directions(states)
+            self.coefficients = states @ self.directions.T
+            exact = states.double() - self.coefficients.double() @ self.directions.double()
+            self.rest = exact.bfloat16()
+            left = (exact - self.rest.double()).norm(dim=1)
+            rest = self.rest.double().norm(dim=1)
+            explained = self.coefficients.abs().double() @ self.directions.double().norm(dim=1)
+            scale = left + (own + rounding(len(self.directions) + 1)) * explained
+            # Products of bfloat16 are summed in float32, by some processors without rounding up.
+            scale += 4 * own * rest
+        else:
+            scale, rest = own * lengths, torch.zeros(n)
+        self.bounds = torch.zeros(n, 5)
+        self.bounds[:, 0] = 1.001 * scale
+        self.bounds[:, 1] = 1.001 * rest
+        self.bounds[:, 3] = 1e-6  # sums of two and comparisons in float32
+        self.lengths = lengths
+
+
+def shared_directions(states: torch.Tensor) -> torch.Tensor:
+    """Directions [k, d_model] along which states [n, d_model] have most of their length.
+
+    One power iteration from every eighth state; nothing hangs on how good they are but time.
+    """
+    start = states[::EACH_DIRECTION]
+    basis = torch.linalg.qr(states.T @ (states @ start.T)).Q
+    return basis.T.contiguous()
+
+
+@torch.inference_mode()
+def decode(
+    readout: Readout,
+    states: torch.Tensor,
+    targets: list,
+    top_k: int,
+    among: torch.Tensor | None = None,
+    unit: int | None = None,
+) -> Decoded:
+    """Rank and probability of target tokens, and the top tokens, for states [n, d_model].
+
+    `targets` is a list of token-id tensors [n, k], padded with -1: several right tokens count as
+    one target, by the one with the largest logit. Rank is the number of tokens with a larger
+    logit (paper section 2), the logits being exact products of the normed states and the weight.
+    Probabilities are within 1e-3 of themselves. No logits are kept and nothing is sorted.
+    `among` [T] are tokens whose natural log probability is wanted in every state. Each `unit` of
+    states in a row has the same numbers to the last bit, whatever is decoded beside it.
+    """
+    if among is None:
+        among = torch.empty(0, dtype=torch.long)
+    if states.device.type != "cpu":
+        parts = [
+            on_device(readout, states[i : i + DEVICE_ROWS], cut, top_k, among.to(states.device))
+            for i in range(0, len(states), DEVICE_ROWS)
+            for cut in [[ids[i : i + DEVICE_ROWS] for ids in targets]]
+        ]
+        columns = zip(*(vars(part).values() for part in parts))
+        return Decoded(*(torch.cat(column) for column in columns))
+    normed = readout.normed(states)
+    width = max(ids.shape[-1] for ids in targets)
+    tokens = torch.stack(
+        [torch.nn.functional.pad(ids, (0, width - ids.shape[-1]), value=-1) for ids in targets], 1
+    )
+    units = range(0, len(normed), unit or max(1, len(normed)))
+    sizes = [min(units.step, len(normed) - start) for start in units]
+    low = min(sizes) >= FEWEST and fast_bfloat16()
+    found = Pass(readout, normed, tokens.numpy(), top_k, sizes, low).run()
+    if len(again := found.doubtful()):
+        sizes = np.bincount(again // units.step).tolist()
+        once = Pass(readout, normed[again], tokens[again].numpy(), 1, sizes, False).run()
+        found.log_sum[again] = once.log_sum
+    log_sum = torch.from_numpy(found.log_sum)
+    best = torch.from_numpy(found.best)
+    top = torch.from_numpy(found.top)
+    return Decoded(
+        torch.from_numpy(found.token),
+        torch.from_numpy(found.above),
+        (best - log_sum[:, None]).exp().float(),
+        torch.from_numpy(found.top_token[:, :top_k]).clamp(min=0),
+        (top[:, :top_k] - log_sum[:, None]).exp().float(),
+        (logits_among(readout, normed, among) - log_sum[:, None]).float(),
+    )
+
+
+def logits_among(readout: Readout, normed: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [n, T] of tokens [T], from normed states [n, d_model]."""
+    logits = normed @ readout.weight[tokens].T
+    return logits if readout.bias is None else logits + readout.bias[tokens]
+
+
+def on_device(readout, states, targets, top_k, among) -> Decoded:
+    """The same by an accelerator in float32, with its own rounding, for up to DEVICE_ROWS states."""
+    normed = readout.normed(states)
+    rows = torch.arange(len(normed), device=normed.device)
+    best_of, token_of = [], []
+    for ids in targets:
+        value, position = readout.logits_at(normed, ids).max(-1)
+        best_of.append(value)
+        token_of.append(ids[rows, position])
+    best, token = torch.stack(best_of, -1), torch.stack(token_of, -1)
+
+    rank = torch.zeros_like(token)
+    log_sum = torch.full((len(normed),), -torch.inf, device=normed.device)
+    top = torch.full((len(normed), top_k), -torch.inf, device=normed.device)
+    top_token = torch.zeros((len(normed), top_k), dtype=torch.long, device=normed.device)
+    for start in range(0, len(readout.weight), DEVICE_CHUNK):
+        logits = readout.logits(normed, start, start + DEVICE_CHUNK)
+        peak = logits.amax(-1)
+        # Below -80 exp makes denormal numbers, which are slow and do not count beside the peak's 1.
+        shifted = (logits - peak[:, None]).clamp_(min=-80)
+        log_sum = torch.logaddexp(log_sum, shifted.exp_().sum(-1).log_() + peak)
+        # Most chunks hold no new top token for most rows.
+        new = (peak > top[:, -1]).nonzero().squeeze(-1)
+        if len(new):
+            value, index = logits[new].topk(min(top_k, logits.shape[-1]), -1)
+            value, order = torch.cat([top[new], value], -1).topk(top_k, -1)
+            index = torch.cat([top_token[new], index + start], -1)
+            top[new], top_token[new] = value, index.gather(-1, order)
+        for k in range(token.shape[-1]):
+            # The same product summed in another order may exceed itself: a token is not its own rival.
+            inside = (
+                ((token[:, k] >= start) & (token[:, k] < start + DEVICE_CHUNK))
+                .nonzero()
+                .squeeze(-1)
+            )
+            logits[inside, token[inside, k] - start] = best[inside, k]
+            rank[:, k] += (logits > best[:, k, None]).sum(-1)
+    probability = (best - log_sum[:, None]).exp()
+    top_probability = (top - log_sum[:, None]).exp()
+    chosen = logits_among(readout, normed, among) - log_sum[:, None]
+    return Decoded(token, rank, probability, top_token, top_probability, chosen)
+
+
+class Pass:
+    """One pass of normed states over the vocabulary, chunk by chunk, on as many threads as torch has.
+
+    `sizes` of units that share no product; `low`: whether most of it is taken in bfloat16.
+
+    Each thread takes whole products alone: many small ones shared by all threads cost more in
+    waiting than they gain.
+    """
+
+    def __init__(
+        self, readout: Readout, normed: torch.Tensor, tokens: np.ndarray, top_k: int, sizes, low
+    ):
+        self.readout, self.states = readout, normed.contiguous()
+        self.split = low
+        self.kept = max(top_k, KNOWN) if self.split else top_k
+        ends = list(itertools.accumulate(sizes))
+        self.places = [
+            slice(i, min(i + ROWS, end))
+            for size, end in zip(sizes, ends)
+            for i in range(end - size, end, ROWS)
+        ]
+        self.blocks = [Block(self.states[place], self.split) for place in self.places]
+        self.bias = np.zeros(1, np.float32) if readout.bias is None else readout.bias.numpy()
+        exact = np.empty(tokens.shape)
+        fused.logits_of(self.states.numpy(), tokens, readout.weight.numpy(), self.bias, exact)
+        chosen = exact.argmax(-1)[..., None]
+        self.best = np.take_along_axis(exact, chosen, -1)[..., 0]
+        self.token = np.take_along_axis(tokens, chosen, -1)[..., 0]
+        longest = float(readout.norms[0].max())
+        largest = np.where(np.isfinite(self.best), np.abs(self.best), 0).max(-1, initial=0)
+        for place, block in zip(self.places, self.blocks):
+            block.bounds[:, 2] = 1e-6 * torch.from_numpy(largest[place])
+            block.bounds[:, 4] = normed.shape[1] * 2.0**-52 * longest * block.lengths
+        self.starts = range(0, len(readout.weight), CHUNK)
+        chunks, n = len(self.starts), len(normed)
+        self.peak, self.total = np.empty((chunks, n), np.float32), np.empty((chunks, n))
+
+    def run(self) -> "Pass":
+        """The pass itself; its results are `above`, `top`, `top_token`, `log_sum`."""
+        workers = min(torch.get_num_threads(), len(self.starts))
+        shares = [range(i, len(self.starts), workers) for i in range(workers)]
+        if workers == 1:
+            found = [self.share(shares[0])]
+        else:
+            torch.set_num_threads(1)
+            try:
+                with ThreadPoolExecutor(workers) as pool:
+                    found = list(pool.map(self.share, shares))
+            finally:
+                torch.set_num_threads(workers)
+        self.above = sum(above for above, _ in found)
+        values, tokens, approximates = (
+            np.concatenate([tops[i] for _, tops in found], 1) for i in range(3)
+        )
+        order = np.lexsort((tokens, -values), axis=1)[:, : self.kept]
+        self.top, self.top_token, self.top_approximate = (
+            np.take_along_axis(part, order, 1) for part in (values, tokens, approximates)
+        )
+        most = self.peak.max(0).astype(np.float64)
+        total = (self.total * np.exp(self.peak - most)).sum(0)
+        # The largest count most, and are known better than they were summed.
+        known = np.isfinite(self.top)
+        better = np.exp(np.where(known, self.top, 0) - most[:, None])
+        summed = np.exp(np.where(known, self.top_approximate, 0) - most[:, None])
+        total += ((better - summed) * known).sum(1)
+        self.log_sum = np.log(total) + most
+        return self
+
+    def doubtful(self) -> np.ndarray:
+        """Places of states whose sum of exponentials may be off by more than 1e-3 of itself.
+
+        Those where some hundred tokens share much of the probability, most of them not known
+        exactly: their errors, measured at those that are known, do not cancel as thousands do.
+        """
+        if not self.split:
+            return np.empty(0, int)
+        shares = np.exp(self.top - self.log_sum[:, None])
+        mass = shares.sum(1)
+        errors = np.where(shares > 0, self.top - self.top_approximate, 0)
+        typical = np.sqrt((shares * errors**2).sum(1) / mass)
+        return np.flatnonzero((mass > 0.05) & ((1 - mass) * typical > 5e-4))
+
+    def share(self, chunks: range) -> tuple:
+        """(counts above the targets, the top) over some chunks of the vocabulary."""
+        n, weight = len(self.states), self.readout.weight
+        above = np.zeros(self.token.shape, np.int64)
+        tops = (
+            np.full((n, self.kept), -np.inf),
+            np.full((n, self.kept), -1),
+            np.zeros((n, self.kept), np.float32),
+        )
+        norms = self.readout.norms
+        nothing = np.empty((ROWS, 0), np.uint16)
+        for chunk in chunks:
+            start = self.starts[chunk]
+            cut = slice(start, start + CHUNK)
+            part = weight[cut]
+            bias = self.bias[cut] if len(self.bias) > 1 else self.bias
+            some_norms = norms[:, cut].numpy()
+            if self.split:
+                rounded = part.bfloat16().T
+            for place, block in zip(self.places, self.blocks):
+                if self.split:
+                    low = (block.rest @ rounded).view(torch.uint16).numpy()
+                    high = block.coefficients @ (block.directions @ part.T)
+                else:
+                    low, high = nothing, self.states[place] @ part.T
+                if self.readout.bias is not None:
+                    high += self.readout.bias[cut]
+                fused.pass_over(
+                    *(low, high.numpy(), start, part.numpy(), bias, some_norms),
+                    *(self.states[place].numpy(), block.bounds.numpy()),
+                    *(self.best[place], self.token[place]),
+                    *(self.peak[chunk, place], self.total[chunk, place], above[place]),
+                    *(top[place] for top in tops),
+                )
+        return above, tops
