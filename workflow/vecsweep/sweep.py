@@ -236,20 +236,21 @@ class Sweep:
         for stage in ROWS:
             if "task" not in stage.parts:
                 continue
-            names = self.tasks_of(stage)
             waiting = {
-                model: [task for task in names if (stage.name, model, task) in outdated]
+                model: [
+                    task for task in self.tasks_of(stage) if (stage.name, model, task) in outdated
+                ]
                 for model in self.models
             }
             busy = max(1, sum(map(bool, waiting.values())))
-            for model, tasks in waiting.items():
+            for model, names in waiting.items():
                 size = self.config["models"][model]["tasks_per_job"]
                 if size == "auto" and fits:
                     size = fits(stage, model)
                 # Long ones twice as fine: no core waits for another's last one.
                 jobs = cores * (2 if stage.long and cores > 1 else 1)
-                count = jobs / busy if size == "auto" else len(tasks) / size
-                chunks = parted(tasks, math.ceil(count))
+                count = jobs / busy if size == "auto" else len(names) / size
+                chunks = parted(names, math.ceil(count))
                 found[model][stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
         return found
 
