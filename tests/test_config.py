@@ -1,12 +1,15 @@
 """The config: defaults, and one clear line for each kind of mistake."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+import tiny
 from conftest import REPO
 from vecsweep import Problem, config, tasks
+from vecsweep.sweep import Sweep, parted
 
 SMALL = {
     "models": {
@@ -199,3 +202,36 @@ def test_mistakes_in_models_whose_names_are_numbers_and_words():
     changed = edited(["models", 7], {})
     changed["models"]["here"]["layers"] = 0
     problem(changed)
+
+
+def groups(cores, fits=None, tasks=13, **models):
+    """(Sizes of the jobs of stage `states`, and of `ablations`) of each model in turn."""
+    names = [f"t{k}" for k in range(tasks)]
+    given = {name: tiny.config("gpt2", "x") | changes for name, changes in models.items()}
+    sweep = Sweep(
+        config.checked({"models": given, "tasks": {name: {} for name in names}}), "nowhere"
+    )
+    sweep.loaded = dict.fromkeys(names, SimpleNamespace(data="x", out_of_domain={}))
+    found = sweep.groups(cores, fits)
+    return [[list(map(len, found[name][s])) for s in ("states", "ablations")] for name in models]
+
+
+def test_tasks_of_a_job():
+    # As many jobs over all models as there are cores, long stages cut twice as fine.
+    assert groups(1, a={}) == [[[13], [13]]]
+    assert groups(2, a={}) == [[[7, 6], [4, 3, 3, 3]]]
+    assert groups(2, a={}, b={}) == 2 * [[[13], [7, 6]]]
+    assert groups(2, a={}, b={}, c={}) == 3 * [[[13], [7, 6]]]
+    assert groups(64, a={}) == [[[], []]]  # alone, each
+    assert groups(2, tasks=1, a={}) == [[[], []]]
+    # A number is a number.
+    assert groups(2, a={"tasks_per_job": 5}, b={}) == [[[5, 4, 4], [5, 4, 4]], [[13], [7, 6]]]
+    assert groups(2, a={"tasks_per_job": 1}) == [[[], []]]
+    # On a cluster the number of cores is of no matter.
+    assert groups(2, lambda stage, model: 2 if stage.long else 9, a={}) == [[[7, 6], [2] * 6]]
+
+
+def test_runs_of_nearly_equal_length():
+    assert parted([*"abcde"], 2) == [["a", "b", "c"], ["d", "e"]]
+    assert parted([*"abc"], 5) == [["a"], ["b"], ["c"]]
+    assert parted([], 3) == parted(["a"], 0) == []

@@ -11,6 +11,7 @@ import yaml
 import tiny
 from conftest import REPO, main
 from vecsweep import Problem, config
+from vecsweep.layout import STAGES
 from vecsweep.tools import plan
 
 PAPER = REPO / "workflow" / "config" / "paper.yaml"
@@ -140,6 +141,7 @@ def test_resources_import_no_torch():
     code = """
 import sys
 from vecsweep import config
+from vecsweep.layout import STAGES
 from vecsweep.tools import plan
 settings = config.load(plan.Path(sys.argv[1]))["models"]["bloom-176b"]
 assert plan.resources("bloom-176b", settings)
@@ -188,3 +190,23 @@ def test_mistakes(refused, tmp_path):
     paper = ["--configfile", PAPER]
     assert "has no model 'bloom'; it has gpt2-small, " in refused(["plan", "bloom", *paper])
     assert "cannot read" in refused(["plan", "bloom", "--configfile", tmp_path / "none.yaml"])
+
+
+def test_tasks_together_on_a_cluster():
+    """Loading is at most a fifth of a job: many short tasks, and a long one alone."""
+    giant, small = {"dtype": "bfloat16", "shards": 8}, {"dtype": "float32", "shards": 1}
+    bloom, gpt2 = 352.5e9, 0.5e9  # bytes
+
+    def share(weights, settings, stage):
+        count = plan.together(weights, settings, STAGES[stage])
+        parameters = weights / plan.BYTES[settings["dtype"]]
+        computing = plan.compute_seconds(parameters, 500 * count, settings["shards"])
+        loading = plan.START + weights / 2e9
+        return loading / (loading + computing)
+
+    assert 0.19 < share(bloom, giant, "states") <= 0.2
+    assert plan.together(bloom, giant, STAGES["selection"]) == 1
+    assert plan.together(gpt2, small, STAGES["ablations"]) == 2
+    # Tables take seconds, whatever the model.
+    assert plan.together(bloom, giant, STAGES["stages"]) == 12
+    assert plan.together(gpt2, small, STAGES["stages"]) == 12

@@ -72,14 +72,16 @@ def written(stage):
 # What no other stage reads: rule all asks for it.
 UNREAD = [path for s in ENDS for cell in SWEEP.cells(s) for path in SWEEP.outputs(s, cell).values()]
 
-# Which tasks a job takes together, for models with tasks_per_job. Jobs on other nodes read this
-# file anew while results come in: the groups are noted when a run starts.
+# Which tasks a job takes together. Jobs on other nodes read this file anew while results come in:
+# the groups are noted when a run starts.
 NOTED = Path("results/groups.json")
-GROUPED = [name for name, settings in config["models"].items() if settings["tasks_per_job"] > 1]
-if GROUPED and not workflow.is_main_process and NOTED.exists():
+CORES = workflow.resource_settings.cores or 1
+if not workflow.is_main_process and NOTED.exists():
     GROUPS = json.loads(NOTED.read_text())
 else:
-    GROUPS = {model: SWEEP.groups(model) for model in GROUPED}
+    # Who says how many jobs may be in a queue has a cluster.
+    on_cluster = workflow.resource_settings.nodes is not None
+    GROUPS = SWEEP.groups(CORES, REQUESTS.together if on_cluster else None)
 
 
 def alone(stage):
@@ -92,12 +94,17 @@ def alone(stage):
     return f"(?!(?:{'|'.join(grouped)})[./])" * bool(grouped) + f"(?:{one_of(config['models'])})"
 
 
+FIGURE_SETTINGS = {
+    name: {"name": name, "version": figure.version} for name, figure in DRAWN.items()
+}
+FIGURE_GROUPS = SWEEP.drawn(FIGURE_SETTINGS, CORES)
+
 # Settings are noted as files, which are inputs of the jobs. What does not start jobs, as a dry run,
 # leaves them as they were.
 if workflow.is_main_process:
     figures = {
-        SWEEP.settings_file(FIGURES, Cell(name)): {"name": name, "version": figure.version}
-        for name, figure in DRAWN.items()
+        SWEEP.settings_file(FIGURES, Cell(name)): settings
+        for name, settings in FIGURE_SETTINGS.items()
     }
     try:
         BEFORE = note(SWEEP.all_settings() | figures)
@@ -108,6 +115,5 @@ if workflow.is_main_process:
 
 onstart:
     BEFORE.clear()
-    if GROUPED:
-        NOTED.parent.mkdir(exist_ok=True)
-        NOTED.write_text(json.dumps(GROUPS))
+    NOTED.parent.mkdir(exist_ok=True)
+    NOTED.write_text(json.dumps(GROUPS))

@@ -1,39 +1,52 @@
 import json
 
-from vecsweep.figures import FIGURES as DRAWN
-
 PICTURES = expand("results/figures/{name}.{format}", name=DRAWN, format=["svg", "png"])
 
 
-# A rule each: a caption belongs to a rule, and a figure runs without the others.
-for name, figure in DRAWN.items():
+def drawing(names):
+    """What a job runs: the commands of its figures, in one process."""
+    return " --and ".join(
+        shlex.join(
+            ["figures", "--settings", json.dumps({"name": name})]
+            + ["--database", "results/summary.duckdb"]
+            + ["--svg", f"results/figures/{name}.svg", "--png", f"results/figures/{name}.png"]
+        )
+        for name in names
+    )
+
+
+# Figures that are to be drawn share a few jobs; each of the others has a rule, and runs alone.
+for names in FIGURE_GROUPS + [[name] for name in DRAWN if name not in sum(FIGURE_GROUPS, [])]:
 
     rule:
         name:
-            f"figure_{name}"
+            f"figure_{names[0]}"
         input:
             database="results/summary.duckdb",
-            settings=f"results/settings/figures/{name}.json",
+            settings=[f"results/settings/figures/{name}.json" for name in names],
         output:
-            svg=report(
-                f"results/figures/{name}.svg",
-                caption=f"../report/{name}.rst",
-                category=figure.category,
-                labels={"figure": figure.title},
-            ),
-            png=f"results/figures/{name}.png",
+            # A caption each.
+            [
+                report(
+                    f"results/figures/{name}.svg",
+                    caption=f"../report/{name}.rst",
+                    category=DRAWN[name].category,
+                    labels={"figure": DRAWN[name].title},
+                )
+                for name in names
+            ],
+            [f"results/figures/{name}.png" for name in names],
         log:
-            f"logs/figures/{name}.log",
+            f"logs/figures/{names[0]}.log",
         benchmark:
-            f"results/benchmarks/figures/{name}.tsv"
+            f"results/benchmarks/figures/{names[0]}.tsv"
         # Seconds each: a Slurm job would cost more than the drawing.
         localrule: True
         conda:
             "../../envs/tables.yaml"
         params:
-            settings=json.dumps({"name": name}),
+            command=drawing(names),
         message:
-            f"figure {name}"
+            "figure " + ", ".join(names)
         shell:
-            "python -m vecsweep figures --settings {params.settings:q} --database {input.database}"
-            " --svg {output.svg} --png {output.png} 2> {log}"
+            "python -m vecsweep {params.command} 2> {log}"

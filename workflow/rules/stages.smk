@@ -41,7 +41,7 @@ for stage in ROWS:
             "python -m vecsweep {params.command} 2> {log}"
 
 
-# A job of a model with tasks_per_job takes several tasks: a rule for each group of them.
+# A job takes several tasks: a rule for each group of them.
 for model, by_stage in GROUPS.items():
     for stage in ROWS:
         for members in by_stage.get(stage.name, []):

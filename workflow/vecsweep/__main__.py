@@ -41,18 +41,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(jobs: list[argparse.Namespace]) -> int:
-    """Run commands one after another; the exit code of the last."""
+    """Run commands one after another; the exit code of the last, or 1 if one was refused.
+
+    What is wrong with one job's input keeps no other one from its results. It is said at the end:
+    a log's last line is why its job failed.
+    """
     from vecsweep.engine import gpu
 
     loaded: dict = {}
     code = 0
+    refused = []
     try:
         for args in jobs:
             args.loaded = loaded
-            code = module_of(args.command).run(args) or 0
+            try:
+                code = module_of(args.command).run(args) or code
+            except Problem as problem:
+                if "RANK" in os.environ:  # the other processes are not to go on without this one
+                    raise
+                refused.append(f"vecsweep {args.command}: {problem}")
     finally:
         gpu.report()  # before the error: that is the log's last line
-    return code
+    for line in refused:
+        print(line, file=sys.stderr)
+    return 1 if refused else code
 
 
 def module_of(command: str):

@@ -67,6 +67,12 @@ class Requests:
                 )
         return lines
 
+    @functools.cache  # noqa: B019
+    def together(self, stage: Stage, model: str) -> int:
+        """How many tasks one job of a cluster takes, by `vecsweep plan`'s share of loading."""
+        settings = self.models[model]
+        return plan.together(self.weights_gb(model) * 1e9, settings, stage)
+
     def of(self, stage: Stage, model: str | None = None, tasks: int = 1) -> dict:
         """The `resources:` of a stage's rule; `model` where it is no wildcard, and its `tasks`.
 

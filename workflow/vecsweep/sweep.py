@@ -1,16 +1,19 @@
 """The grid of a config: which cells each stage has, and what each job reads, writes and is told."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 from vecsweep import tasks
 from vecsweep.files import PACKAGE, write_json
-from vecsweep.layout import ROWS, STAGES, SUMMARY, Cell, Input, Stage, other_models, rivals
+from vecsweep.layout import FIGURES, ROWS, STAGES, SUMMARY, Cell, Input, Stage, other_models, rivals
 from vecsweep.tasks.formats import locate
+
+Groups = dict[str, dict[str, list[list[str]]]]  # model -> stage -> tasks of a job
 
 
 class Sweep:
@@ -207,7 +210,7 @@ class Sweep:
         As Snakemake will see it, or more: it compares small files by content too.
         """
         found: set[tuple[str, Cell]] = set()
-        for stage, cell in self.jobs():
+        for stage, cell in (*self.jobs(), (SUMMARY, Cell())):
             needed = [path for paths in self._needed(stage, cell).values() for path in paths]
             changed = read_note(needed[0]) != self.settings(stage, cell)
             before = (
@@ -221,20 +224,58 @@ class Sweep:
                 found.add((stage.name, cell))
         return found
 
-    def groups(self, model: str) -> dict[str, list[list[str]]]:
-        """Stage -> lists of tasks that one job of a model takes together, by its `tasks_per_job`.
+    def groups(self, cores: int, fits: Callable[[Stage, str], int] | None = None) -> Groups:
+        """Model -> stage -> lists of tasks that one job takes together, by `tasks_per_job`.
 
-        Only of tasks that are to run: what is finished is in no group, and does not run again.
+        `auto` cuts a stage's tasks into as many jobs, over all models, as keep `cores` busy; on a
+        cluster `fits` gives how many tasks of a stage and model one job takes. Only tasks that are
+        to run are grouped: what is finished is in no group, and does not run again.
         """
-        size = self.config["models"][model]["tasks_per_job"]
-        outdated = {(stage, cell.task) for stage, cell in self._outdated if cell.model == model}
-        found = {}
+        outdated = {(stage, cell.model, cell.task) for stage, cell in self._outdated}
+        found: Groups = {model: {} for model in self.models}
         for stage in ROWS:
-            if "task" in stage.parts:
-                tasks = [name for name in self.tasks_of(stage) if (stage.name, name) in outdated]
-                chunks = [tasks[i : i + size] for i in range(0, len(tasks), size)]
-                found[stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
+            if "task" not in stage.parts:
+                continue
+            waiting = {
+                model: [
+                    task for task in self.tasks_of(stage) if (stage.name, model, task) in outdated
+                ]
+                for model in self.models
+            }
+            busy = max(1, sum(map(bool, waiting.values())))
+            for model, names in waiting.items():
+                size = self.config["models"][model]["tasks_per_job"]
+                if size == "auto" and fits:
+                    size = fits(stage, model)
+                # Long ones twice as fine: no core waits for another's last one.
+                jobs = cores * (2 if stage.long and cores > 1 else 1)
+                count = jobs / busy if size == "auto" else len(names) / size
+                chunks = parted(names, math.ceil(count))
+                found[model][stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
         return found
+
+    def drawn(self, figures: dict[str, dict], cores: int) -> list[list[str]]:
+        """Lists of figures that one job draws together, of those that are to be drawn.
+
+        `figures` are the settings of all, by name. A start takes as long as drawing one or two:
+        six or more share it.
+        """
+        new = (SUMMARY.name, Cell()) in self._outdated
+        database = self.outputs(SUMMARY, Cell())["database"]
+        late = []
+        for name, settings in figures.items():
+            note = self.settings_file(FIGURES, Cell(name))
+            pictures = [f"{self.results}/figures/{name}.{kind}" for kind in ("svg", "png")]
+            if new or read_note(note) != settings or older(pictures, [database, note]):
+                late.append(name)
+        return parted(late, min(cores, math.ceil(len(late) / 6)))
+
+
+def parted(names: list[str], count: int) -> list[list[str]]:
+    """Names in `count` runs of nearly equal length, in their order; fewer if there are fewer."""
+    count = min(count, len(names))
+    ends = [math.ceil(len(names) * i / count) for i in range(count + 1)] if count else []
+    return [names[first:last] for first, last in zip(ends, ends[1:])]
 
 
 def blocks(layers: int, size: int) -> list[str]:

@@ -3,6 +3,8 @@
 Optional: jobs that start from these files need not look for their slices in the checkpoint.
 """
 
+import shutil
+
 import torch
 
 from vecsweep import Problem
@@ -19,6 +21,10 @@ def run(args):
     engine = load.load(description, args.model, *how)
     process = sharded.process()
     notes = slices.notes(description, engine.sharding, args.shards, process)
-    with replacing(slices.file_of(args.output, process)) as temporary:
-        write_tensors(sharded.parts_of(engine.model), temporary, notes)
-        torch.distributed.barrier()  # all files or none
+    try:
+        with replacing(slices.file_of(args.output, process)) as temporary:
+            write_tensors(sharded.parts_of(engine.model), temporary, notes)
+            torch.distributed.barrier()  # all files or none
+    except BaseException:
+        shutil.rmtree(args.output, ignore_errors=True)  # a folder that is there counts as done
+        raise

@@ -15,6 +15,7 @@ import yaml
 from vecsweep import Problem, config, tasks
 from vecsweep.engine.families import family_of, module_at, size_in
 from vecsweep.files import PACKAGE
+from vecsweep.layout import STAGES, Stage
 
 ARCHITECTURES = PACKAGE / "engine" / "architectures.yaml"
 TASKS = PACKAGE / "tasks"
@@ -27,6 +28,11 @@ TO_DEVICE = 20e9  # bytes a second from host memory to a device, for weights tha
 FLOPS = 80e12  # per device and second, at small batches: a quarter of what an A100 can do
 SITES = 3  # resid_mid, ffn_out, resid_post
 MOST_NODES = 4
+LOADING = 0.2  # of a job that takes several tasks, at most
+START = 15  # seconds: Slurm, Snakemake, Python with torch
+TASK_PROMPTS = 500
+LONG_PASSES = 100  # of a prompt, at least, in a long stage; in others one
+TASK_SECONDS = 5, 60  # a task takes at least: of a short stage, of a long one
 
 
 def arguments(parser):
@@ -252,16 +258,18 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
     if offload:  # all weights go to the devices for every batch
         batches = math.ceil(total * PROMPT_TOKENS / settings["batch_tokens"])
         computing += batches * facts.whole / (used * TO_DEVICE)
-    together = min(settings.get("tasks_per_job", 1), len(prompts))
-    share = loading / (loading + computing * together / len(prompts))
+    size = asked = settings.get("tasks_per_job", "auto")
+    if asked == "auto":
+        size = together(facts.whole, settings | {"shards": used}, STAGES["states"], args.disk_speed)
+        asked = f"auto, {size} on a cluster"
+    share = loading / (loading + computing * min(1, size / len(prompts)))
     lines += [
         "",
         f"states              {each / 1e6:.1f} MB a prompt, {each * total / 1e9:.2f} GB for "
         f"{total} prompts of {len(prompts)} tasks",
         f"loading             {loading:.0f} s at {args.disk_speed:g} GB/s",
         f"computing           {computing:.0f} s for the states of all tasks on {used} devices",
-        f"loading's share     {100 * share:.0f} % of a states job with tasks_per_job: "
-        f"{settings.get('tasks_per_job', 1)}",
+        f"loading's share     {100 * share:.0f} % of a states job with tasks_per_job: {asked}",
     ]
     if offload:
         device = facts.on_device("zero", used, True)
@@ -280,9 +288,24 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
     return lines
 
 
-def compute_seconds(parameters: int, prompts: int, shards: int) -> float:
+def compute_seconds(parameters: float, prompts: int, shards: int) -> float:
     """Seconds of forward passes: 2 operations a parameter and token, nothing shared."""
     return 2 * parameters * PROMPT_TOKENS * prompts / (FLOPS * shards)
+
+
+def together(weights: float, settings: dict, stage: Stage, disk_speed: float = 2) -> int:
+    """Tasks of a job on a cluster with `tasks_per_job: auto`: so many that it loads for a fifth.
+
+    `weights` in bytes, `disk_speed` in GB/s. A start counts as loading. A rough number: a task has
+    500 prompts, and a long stage runs each a hundred times.
+    """
+    loading, computing = START, TASK_SECONDS[stage.long]
+    if stage.runs_model:
+        loading += weights / (disk_speed * 1e9)
+        passes = TASK_PROMPTS * (LONG_PASSES if stage.long else 1)
+        parameters = weights / BYTES[settings["dtype"]]
+        computing = max(computing, compute_seconds(parameters, passes, settings["shards"]))
+    return math.ceil(loading * (1 / LOADING - 1) / computing)
 
 
 def resources(
