@@ -103,6 +103,7 @@ def chart(results: dict):
         panel.set_title(
             f"{said}: {row['name']}, {row['prompts']} prompts, ours {ours['median']:.1f} s",
             loc="left",
+            fontsize=7,
         )
         for place, variant in enumerate(others):
             ratio, low, high = variant["ratio"], variant["low"], variant["high"]
@@ -128,7 +129,7 @@ def chart(results: dict):
         panel.tick_params(axis="y", length=0)
     ends = [(v["low"], v["high"]) for _, row in rows for v in row["variants"]]
     last = panels[-1]
-    last.set_xlim(0.8 * min(low for low, _ in ends), 1.4 * max(high for _, high in ends))
+    last.set_xlim(min(0.45, *(0.8 * low for low, _ in ends)), 1.4 * max(high for _, high in ends))
     last.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     last.xaxis.set_minor_formatter(NullFormatter())
