@@ -11,6 +11,7 @@ Writes results/bench/*.json and bench.svg and .png. --readme measures nothing: i
 written to docs/measured/bench.json, and puts the table of it into README.md.
 """
 
+import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -94,15 +95,15 @@ def measure(args, subject, threads: int, own: int) -> None:
         "device": device,
         "threads": threads,
         "repeats": args.repeats,
-        "versions": {},
-    } | {key: provenance()[key] for key in ("vecsweep", "git_commit", "packages", "host")}
+        "packages": json.loads(provenance()["packages"]),
+    } | {key: provenance()[key] for key in ("vecsweep", "git_commit", "host")}
     print(f"{subject.name}, {dtype}, {place}, {threads} thread(s)", flush=True)
 
     def row(name, prompts, others: dict, run_ours) -> dict:
         found = {"vecsweep": (own, variants.timed(run_ours, engine))}
         if own != threads:
             found["vecsweep, all threads"] = (threads, found["vecsweep"][1])
-        found |= {name: (threads, variant) for name, variant in others.items()}
+        found |= {other: (threads, call) for other, call in others.items()}
         return {
             "name": name,
             "prompts": len(prompts),
@@ -116,7 +117,7 @@ def measure(args, subject, threads: int, own: int) -> None:
 
     one = subject.rows(("abstractive",), 1, args.pairs)
     peers = started(args.peers, subject, one, threads) if device == "cpu" else {}
-    said["versions"] = {name: peer.versions for name, peer in peers.items()}
+    said["peers"] = {name: peer.versions for name, peer in peers.items()}
     try:
         others = peers | {
             "plain hooks": variants.timed(variants.plain(subject, one), engine),
@@ -174,13 +175,17 @@ def compare(name: str, variants: dict, prompts: int, repeats: int, slack: float)
     `variants` are name -> (threads, what is called with batch and threads, and gives seconds
     and ranks). Each runs at the fastest of BATCHES, tried once before the rounds.
     """
-    found, expected = [], None
+    found: list[dict] = []
+    expected: list[int] = []
+    batches = sorted({min(batch, prompts) for batch in BATCHES})
     for variant, (threads, call) in variants.items():
-        tried = {}
-        for batch in sorted({min(batch, prompts) for batch in BATCHES}):
+        call(batches[-1], threads)  # what a first run sets up is no part of it
+        tried, equal = {}, None
+        for batch in batches:
             tried[batch], ranks = call(batch, threads)
-        expected = ranks if expected is None else expected
-        equal = check_ranks(f"{name}, {variant}", ranks, expected, slack) if ranks else None
+            expected = expected or ranks
+            if ranks:
+                equal = check_ranks(f"{name}, {variant}", ranks, expected, slack)
         batch = min(tried, key=tried.__getitem__)
         found.append({"name": variant, "threads": threads, "batch": batch, "equal": equal})
         found[-1]["seconds"] = []

@@ -56,7 +56,7 @@ class Subject:
 
 
 def swept(results: Path, name: str) -> Subject:
-    """A model that stage models described; Problem if it has not, or for parallel blocks."""
+    """A model that stage models described, on the CPU; Problem if there is none, or for parallel blocks."""
     path = results / "models" / name / "model.json"
     if not path.is_file():
         raise Problem(f"no {path}; run `make` first, or name another --model")
@@ -64,6 +64,7 @@ def swept(results: Path, name: str) -> Subject:
     if description["parallel_blocks"]:
         raise Problem(f"{name} has parallel blocks, and with them no mid-block state to compare")
     engine = load.load(description, path, 2048)
+    engine.model.to("cpu")  # where the peers run, also beside a GPU
     folder = load.weights_folder(description, path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     task = tasks.load(TASK)
@@ -73,7 +74,7 @@ def swept(results: Path, name: str) -> Subject:
         found = prompts.build(task, tokenizer, settings, description["context"])
         return [r for r in found if r["dropped"] is None and r["prompt_set"] in prompt_sets]
 
-    readout = Readout.load(path.with_name("readout.safetensors")).to(engine.device)
+    readout = Readout.load(path.with_name("readout.safetensors"))
     return Subject(name, engine, readout, rows, folder)
 
 
