@@ -1,11 +1,11 @@
 # make        set up, sweep, report        make test   set up, run the tests
-# make clean  remove what a sweep made     make bench  what the engine costs, as ratios
+# make clean  remove what a sweep made     make bench  what the engine costs beside its peers (an hour)
 # make test-slurm  the tests that start a real Slurm cluster on this machine
 # make scale  what the summary of 100 million lens rows takes: 20 minutes, 10 GB under /tmp
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
-BENCH_MODEL ?= gemma3-270m
+PEERS := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: all sweep test test-slurm bench scale clean
@@ -29,10 +29,10 @@ test: $(VENV)/ready-dev
 test-slurm: $(VENV)/ready-dev
 	$(VENV)/bin/pytest tests/slurm
 
-# Two engines in turn, in one run: ours and plain transformers, as ratios.
-bench: $(VENV)/ready
-	snakemake --cores $(CORES) --quiet all -- $(BENCH_MODEL:%=results/models/%/model.json)
-	vecsweep bench --model $(BENCH_MODEL)
+# All engines in turn, in one run: ours and its peers, each of those in an environment of its own.
+bench: $(VENV)/ready $(PEERS)/peers/ready $(PEERS)/nnterp/ready
+	snakemake --cores $(CORES) --quiet all -- results/models/gemma3-270m/model.json
+	vecsweep bench --peers $(PEERS)
 
 scale: $(VENV)/ready
 	vecsweep scale $(or $(TMPDIR),/tmp)/vecsweep-scale
@@ -48,4 +48,9 @@ $(VENV)/ready: envs/requirements.lock envs/models.lock pyproject.toml
 
 $(VENV)/ready-dev: $(VENV)/ready envs/dev.lock
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r envs/dev.lock
+	touch $@
+
+$(PEERS)/%/ready: envs/%.lock
+	test -d $(PEERS)/$* || $(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/pip install -q --disable-pip-version-check -r $<
 	touch $@

@@ -13,19 +13,18 @@ import pytest
 import torch
 
 import tiny
-from conftest import main, run_stage
+from conftest import run_stage
 from test_ablations import rank_range, write_prompts
 from test_edits import block_of, plain_run, sublayer_of
 from test_ovectors import SEARCH
 from test_states import plain_states
-from vecsweep import Problem, tables
+from vecsweep import tables
 from vecsweep.engine import load
 from vecsweep.engine.plans import end_layer
 from vecsweep.files import read_table, write_tensors
 from vecsweep.methods import METHODS, Donors, Material, candidates, controls, parts
 from vecsweep.methods.grid import best_settings, start_layers
 from vecsweep.tasks.rows import NOVEL, capped, kept_rows, unseen
-from vecsweep.tools import bench
 
 D_MODEL = 32
 SETTINGS = SEARCH | {"scales": [1.0, 2.5], "dev_prompts": 3, "test_prompts": 3}
@@ -535,31 +534,3 @@ def test_without_a_dev_prompt_nothing_is_injected(tiny_model, tmp_path):
     search = tmp_path / "search.parquet"
     assert run_cell("selection", stage, made, "out.parquet", search=search) == []
     assert Path(tmp_path / "out.parquet").is_file()
-
-
-def test_bench_compares_like_with_like(tiny_model, tmp_path, capsys):
-    for kind in ("gpt2", "gptj", "gemma3_text"):
-        stage = tiny_model(kind)
-        (tmp_path / "models").mkdir(exist_ok=True)
-        (tmp_path / "models" / kind).symlink_to(stage.description.parent)
-        options = ["--results", str(tmp_path), "--model", kind, "--repeats", "2", "--pairs", "4"]
-        assert main(["bench", *options]) == 0
-        first, _, *rows = capsys.readouterr().out.splitlines()
-        assert first.startswith(f"{kind}: ") and f"{tiny.layers_of(kind)} layers" in first
-        assert [row.split(",")[0] for row in rows] == [
-            "interventions",
-            "states and lens",
-            "states alone",
-        ]
-        assert all("equal" in row for row in rows[:2])
-    assert main(["bench", "--results", str(tmp_path / "none")]) == 1
-    assert "run `make` first" in capsys.readouterr().err
-
-
-def test_bench_refuses_other_ranks():
-    assert "2 ranks: 50.0% equal" in bench.check_ranks(
-        "x", {"a": 4001, "b": 3, "c": 0}, {"a": 4000, "b": 3}
-    )
-    for wrong in ({"a": 4100, "b": 3}, {"a": 4000, "b": 5}, {"a": 4000}):
-        with pytest.raises(Problem, match="^x: "):
-            bench.check_ranks("x", wrong, {"a": 4000, "b": 3})

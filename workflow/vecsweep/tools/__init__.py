@@ -7,7 +7,7 @@ TOOLS = {
     "resume": "go on after Snakemake was killed on a cluster",
     "merge": "join the summaries of two sweeps into one database",
     "dictionary": "results/README.md: tables, columns and tensors, described",
-    "bench": "what the engine costs beside plain transformers, as ratios",
+    "bench": "what the engine costs beside its peers, as ratios",
     "memory": "peak host memory of each process while a model is loaded",
     "scale": "what the summary of a large sweep takes of time and memory",
     "build": "rebuild the relations' data from its sources",

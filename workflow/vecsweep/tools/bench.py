@@ -1,113 +1,217 @@
-"""What the engine costs: it and a naive variant run in turn.
+"""What the engine costs beside its peers: all variants in turn, in one run, as ratios.
 
-1. interventions: an o-vector from every start layer to the last, resumed from one clean run,
-   against a full forward for each start layer.
-2. states and lens: batches, counted ranks and stored states, against one prompt at a time with
-   the full vocabulary sorted at each layer, as in the paper's notebooks.
-3. states: the forward that keeps every layer's states, against the bare model's.
-Both variants must give the same ranks. Nothing is written.
+States and lens are measured against TransformerLens, nnsight and nnterp, each in its own environment
+under --peers, against plain torch hooks, and against what cannot be left out; with five
+demonstrations against the bare forward of all tokens; interventions and ablations against a
+whole forward for each start layer or step. With all threads, against ours with one. Where there
+is a GPU, a random Llama 2 7B in bfloat16 there. All variants must give the same ranks but for
+rounding, each runs at its best of a few batches, and the medians of rounds count.
+
+Writes results/bench/*.json and bench.svg and .png. --readme measures nothing: it copies what was
+written to docs/measured/bench.json, and puts the table of it into README.md.
 """
 
-import time
+import json
+import tempfile
 from pathlib import Path
 from statistics import median
 
 from vecsweep import Problem
 
+BATCHES = (8, 32, 96)
 # Rounding moves a rank among thousands of close logits a little: at most by this share, or 1.
 RANK_TOLERANCE = 0.01
+# In bfloat16 the states themselves are rounded: a rank moves by a share of the vocabulary.
+COARSE_TOLERANCE = 0.05
+# The environments of peers under --peers, each from envs/NAME.lock.
+ENVIRONMENTS = {"TransformerLens": "peers", "nnsight": "peers", "nnterp": "nnterp"}
+DEFAULTS = ["gemma3-270m", "gpt2-medium"]
 
 
 def arguments(parser):
-    parser.add_argument("--model", help="a model under --results [a packaged one]")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        help=f"under --results, or a shape: gpt2-medium, llama2-7b (GPU) [{' '.join(DEFAULTS)}]",
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="of a sweep")
-    parser.add_argument("--pairs", type=int, default=16, help="prompts of each set")
-    parser.add_argument("--novel", type=int, default=3, help="prompts of the interventions")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-bench"), help="[.venv-bench]")
+    parser.add_argument("--pairs", type=int, default=96, help="prompts of states and lens [96]")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts [5]")
+    parser.add_argument("--readme", action="store_true", help="write the README's table, no more")
 
 
 def run(args):
-    """Time both variants of each row in turn, check their ranks, print the table."""
-    import torch  # --help need not wait for it
+    """Measure the models one after another, write a file for each, and draw them all."""
+    from vecsweep.tools import bench_report as report
+
+    folder = args.results / "bench"
+    if args.readme:
+        report.write_readme(folder)
+        return
+    import torch
 
     from vecsweep.tools import bench_variants as variants
 
-    torch.set_num_threads(args.threads)
-    description, engine, readout, rows = variants.prepare(args)
-    print(
-        f"{description['model']}: {description['parameters'] / 1e6:.0f} M parameters, "
-        f"{description['layers']} layers, vocabulary {description['vocabulary']}, "
-        f"{description['dtype']}, on {engine.device.type}, {args.threads} thread(s); "
-        f"medians of {args.repeats}"
-    )
-    both = [row for row in rows if row["prompt_set"] != "novel"]
-    novel = [row for row in rows if row["prompt_set"] == "novel"][: args.novel]
-    vector = variants.o_vector(engine, both)
-    pairs = len(both) // 2  # one set after the other
-    comparisons = [
-        (
-            f"interventions, {description['layers']} start layers x {len(novel)} prompts",
-            lambda turn: variants.resumed_sweep(engine, readout, novel, vector),
-            lambda turn: variants.full_sweep(engine, novel, vector),
-            "at most 0.5",
-        ),
-        (
-            f"states and lens, {len(both)} prompts",
-            lambda turn: variants.batched_lens(engine, readout, both),
-            # Its cost is by the prompt: each round takes another pair's two.
-            lambda turn: variants.sorted_lens(engine, readout, both[turn % pairs :: pairs]),
-            "at most 0.1",
-        ),
-        (
-            f"states alone, {len(both)} prompts",
-            lambda turn: variants.kept_states(engine, both),
-            lambda turn: variants.bare_forward(engine, both),
-            "",
-        ),
-    ]
-    print(f"{'a prompt':45} {'engine':>10} {'naive':>10} {'ratio':>7}  {'range':>13}  aim")
-    for name, ours, naive, aim in comparisons:
-        times, equal = compare(name, ours, naive, args.repeats)
-        print(table_line(name, times, aim) + equal, flush=True)
+    models = args.model or DEFAULTS + ["llama2-7b"] * torch.cuda.is_available()
+    every = torch.get_num_threads()
+    for name in models:
+        with tempfile.TemporaryDirectory() as place:
+            if name == "llama2-7b":
+                if not torch.cuda.is_available():
+                    raise Problem("llama2-7b is measured on a GPU, and there is none")
+                subject = variants.shaped(name, Path(place), "cuda")
+                measure(args, subject, every, every)
+            else:
+                shape = name in variants.SHAPES
+                subject = (
+                    variants.shaped(name, Path(place))
+                    if shape
+                    else variants.swept(args.results, name)
+                )
+                for threads in sorted({1, every}):
+                    measure(args, subject, threads, 1)
+    report.draw(folder)
 
 
-def compare(name, ours, naive, repeats):
-    """([(seconds, seconds), ...] of both variants in turn, what to say of their ranks).
+def measure(args, subject, threads: int, own: int) -> None:
+    """Measure a model's rows on `threads` threads, ours on `own`, and write them."""
+    from vecsweep.files import provenance, write_json
+    from vecsweep.tasks.rows import CAPTURED
+    from vecsweep.tools import bench_variants as variants
 
-    A variant returns the number of prompts that it ran and its ranks by key.
+    engine = subject.engine
+    device = engine.device.type
+    place = "gpu" if device == "cuda" else f"cpu-{'1' if threads == 1 else 'all'}"
+    dtype = str(engine.model.dtype).removeprefix("torch.")
+    vocabulary = engine.model.config.vocab_size
+    slack = 1 if dtype == "float32" else COARSE_TOLERANCE * vocabulary
+    said = {
+        "model": subject.name,
+        "parameters": sum(p.numel() for p in engine.model.parameters()),
+        "layers": len(engine.blocks),
+        "vocabulary": vocabulary,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "repeats": args.repeats,
+        "packages": json.loads(provenance()["packages"]),
+    } | {key: provenance()[key] for key in ("vecsweep", "git_commit", "host")}
+    print(f"{subject.name}, {dtype}, {place}, {threads} thread(s)", flush=True)
+
+    def row(name, prompts, others: dict, run_ours) -> dict:
+        found = {"vecsweep": (own, variants.timed(run_ours, engine))}
+        if own != threads:
+            found["vecsweep, all threads"] = (threads, found["vecsweep"][1])
+        found |= {other: (threads, call) for other, call in others.items()}
+        return {
+            "name": name,
+            "prompts": len(prompts),
+            "tokens": sum(len(p["token_ids"]) for p in prompts),
+            "variants": compare(name, found, len(prompts), args.repeats, slack),
+        }
+
+    def against(name, prompts, others: dict, run_ours) -> dict:
+        timed = {other: variants.timed(run, engine) for other, run in others.items()}
+        return row(name, prompts, timed, run_ours)
+
+    one = subject.rows(("abstractive",), 1, args.pairs)
+    peers = started(args.peers, subject, one, threads) if device == "cpu" else {}
+    said["peers"] = {name: peer.versions for name, peer in peers.items()}
+    try:
+        others = peers | {
+            "plain hooks": variants.timed(variants.plain(subject, one), engine),
+            "floor": variants.timed(variants.floor(subject, one), engine),
+        }
+        rows = [row("states + lens", one, others, variants.ours(subject, one))]
+    finally:
+        for peer in peers.values():
+            peer.close()
+    if threads == own == 1 and subject.name not in variants.SHAPES:
+        five = subject.rows(("abstractive",), 5, args.pairs)
+        novel = subject.rows(("novel",), 1, args.pairs)[: max(1, args.pairs // 8)]
+        both = subject.rows(CAPTURED, 1, max(1, args.pairs // 4))
+        vector = variants.o_vector(engine, one[0])
+        rows += [
+            against(
+                "states + lens, five-shot",
+                five,
+                {"bare forward": variants.bare(subject, five)},
+                variants.ours(subject, five),
+            ),
+            against(
+                "interventions",
+                novel,
+                {"full forwards": variants.full_resumed(subject, novel, vector)},
+                variants.resumed(subject, novel, vector),
+            ),
+            against(
+                "ablations",
+                both,
+                {"full forwards": variants.full_ablated(subject, both)},
+                variants.ablated(subject, both),
+            ),
+        ]
+    write_json(said | {"rows": rows}, args.results / "bench" / f"{subject.name}-{place}.json")
+
+
+def started(folder: Path, subject, rows: list[dict], threads: int) -> dict:
+    """The peers whose environments are there, by name, each with its model loaded."""
+    from vecsweep.tools.bench_variants import Peer
+
+    peers = {}
+    for name, environment in ENVIRONMENTS.items():
+        python = folder.absolute() / environment / "bin" / "python"
+        if python.exists():
+            peers[name] = Peer(name, python, subject, rows, threads)
+        else:
+            print(f"{name} is left out: there is no {python}; `make bench` installs it")
+    return peers
+
+
+def compare(name: str, variants: dict, prompts: int, repeats: int, slack: float) -> list[dict]:
+    """What each variant took, ours first: seconds of each round, median, ratio to ours, range.
+
+    `variants` are name -> (threads, what is called with batch and threads, and gives seconds
+    and ranks). Each runs at the fastest of BATCHES, tried once before the rounds.
     """
-    times, ranks = [], ({}, {})
-    for turn in range(repeats):
-        pair = []
-        for variant, found in zip((ours, naive), ranks):
-            start = time.perf_counter()
-            count, some = variant(turn)
-            pair.append((time.perf_counter() - start) / count)
-            found.update(some)
-        times.append(pair)
-    return times, check_ranks(name, *ranks)
+    found: list[dict] = []
+    expected: list[int] = []
+    batches = sorted({min(batch, prompts) for batch in BATCHES})
+    for variant, (threads, call) in variants.items():
+        call(batches[-1], threads)  # what a first run sets up is no part of it
+        tried, equal = {}, None
+        for batch in batches:
+            tried[batch], ranks = call(batch, threads)
+            expected = expected or ranks
+            if ranks:
+                equal = check_ranks(f"{name}, {variant}", ranks, expected, slack)
+        batch = min(tried, key=tried.__getitem__)
+        found.append({"name": variant, "threads": threads, "batch": batch, "equal": equal})
+        found[-1]["seconds"] = []
+    for _ in range(repeats):
+        for variant, (threads, call) in zip(found, variants.values()):
+            variant["seconds"].append(call(variant["batch"], threads)[0])
+    ours = found[0]["seconds"]
+    for variant in found:
+        ratios = [theirs / own for theirs, own in zip(variant["seconds"], ours)]
+        variant["median"] = median(variant["seconds"])
+        variant |= {"ratio": variant["median"] / median(ours)}
+        variant |= {"low": min(ratios), "high": max(ratios)}
+        print(
+            f"  {name:26} {variant['name']:22} {variant['median']:8.2f} s "
+            f"{variant['ratio']:6.2f} ({variant['low']:.2f} to {variant['high']:.2f})"
+            f"  batch {variant['batch']}",
+            flush=True,
+        )
+    return found
 
 
-def check_ranks(name, found: dict, expected: dict) -> str:
-    """Problem unless both variants gave the same ranks, but for rounding."""
-    if not expected:
-        return ""
-    if not expected.keys() <= found.keys():
-        raise Problem(f"{name}: the two variants did not rank the same things")
-    for key, rank in expected.items():
-        if abs(found[key] - rank) > max(1, RANK_TOLERANCE * rank):
-            raise Problem(f"{name}: rank {found[key]} at {key}, but {rank} by the naive variant")
-    same = sum(found[key] == rank for key, rank in expected.items()) / len(expected)
-    return f"  ({len(expected)} ranks: {same:.1%} equal, the rest but for rounding)"
-
-
-def table_line(name, times, aim) -> str:
-    """A line of the table: medians a prompt in ms, their ratio, and its range over the rounds."""
-    ours, naive = (median(column) for column in zip(*times))
-    ratios = [a / b for a, b in times]
-    spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
-    return (
-        f"{name:45} {ours * 1e3:7.1f} ms {naive * 1e3:7.1f} ms {ours / naive:7.3f}  {spread:>13}"
-        f"  {aim:11}"
-    )
+def check_ranks(name: str, found: list[int], expected: list[int], slack: float = 1) -> float:
+    """The share of equal ranks; Problem unless the others differ by no more than rounding does."""
+    if len(found) != len(expected):
+        raise Problem(f"{name}: {len(found)} ranks, but ours are {len(expected)}")
+    for place, (rank, own) in enumerate(zip(found, expected)):
+        if abs(rank - own) > max(slack, RANK_TOLERANCE * own):
+            raise Problem(f"{name}: rank {rank} at place {place}, but {own} by ours")
+    return sum(rank == own for rank, own in zip(found, expected)) / len(found)
