@@ -19,9 +19,10 @@ import transformers
 
 from vecsweep import Problem, tasks
 from vecsweep.engine import load
+from vecsweep.engine.decoding import decode
 from vecsweep.engine.forward import first, hooks, last_token_states, run_decoder, shared_prefix
 from vecsweep.engine.plans import Plan, run_plans
-from vecsweep.engine.readout import Readout, decode, target_tokens
+from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.files import PACKAGE, read_json, write_tensors
 from vecsweep.stages import prompts
 from vecsweep.stages.ablations import PAPER, STEPS, ablate, removed_layers
@@ -143,7 +144,8 @@ def ours(subject: Subject, rows: list[dict]):
         ]
         several = [ids.repeat(len(tensors), 1).to(engine.device) for ids in targets]
         with torch.inference_mode():
-            found = decode(subject.readout, torch.cat(tensors), several, TOP_K)
+            unit = len(rows) * len(tensors) // len(engine.blocks)  # as stage lens
+            found = decode(subject.readout, torch.cat(tensors), several, TOP_K, unit=unit)
         # [site][prompt][target] -> [site][target][prompt], as `bench_peers.lens` has them
         return found.rank.view(len(tensors), len(rows), -1).transpose(1, 2).flatten().tolist()
 
