@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from vecsweep import Problem, tables, tasks
-from vecsweep.files import read_json
+from vecsweep.files import once, read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import PROMPT_SETS
 from vecsweep.tasks.splits import is_outside, split_rows
@@ -55,15 +55,8 @@ class Said(NamedTuple):
 
 def run(args):
     """Write table `prompts`: a row for each prompt of the three sets, dropped ones included."""
-    loaded = getattr(args, "loaded", {})  # for all tasks of a job
-
-    def reader(*paths):
-        if paths not in loaded:
-            loaded[paths] = Reader.of(*paths)
-        return loaded[paths]
-
-    model, tokenizer, context = reader(args.model, args.tokenizer)
-    others = [reader(*paths) for paths in zip(args.others, args.tokenizers)]
+    model, tokenizer, context = once(args, Reader.of, args.model, args.tokenizer)
+    others = [once(args, Reader.of, *paths) for paths in zip(args.others, args.tokenizers)]
     # A section of a published file is named in the config, not in the file's path.
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
     rows = build(task, tokenizer, args.settings, context, others)
