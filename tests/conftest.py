@@ -52,6 +52,11 @@ def command(name, **options):
     known = (*stage.inputs, *stage.outputs, *HOW, *NAMED.get(name, ()))
     settings = {} if name != "prompts" else {"task": Path(options["task"]).stem}
     given = options.get("settings", {})
+    if name in ("models", "prompts"):  # it lies beside model.json
+        described = options["description" if name == "models" else "model"]
+        options = {"tokenizer": Path(described).with_name("tokenizer.json")} | options
+        paths = [Path(path).with_name("tokenizer.json") for path in options.get("others", [])]
+        options |= {"tokenizers": paths} if paths else {}
     settings |= json.loads(given) if isinstance(given, str) else given
     settings |= {key: options[key] for key in options if key not in (*known, "settings")}
     words = [name, "--settings", json.dumps(settings)]
@@ -73,6 +78,7 @@ def describe(kind, folder, target, name=None, **config):
         "description": target / "model.json",
         "readout": target / "readout.safetensors",
         "vocabulary": target / "vocabulary.parquet",
+        "tokenizer": target / "tokenizer.json",
     }
     settings = tiny.config(kind, folder, **config) | {"model": name or kind}
     arguments = command("models", settings=settings, **paths)

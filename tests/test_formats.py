@@ -79,7 +79,7 @@ def test_function_vectors(tmp_path):
     assert tasks.abstractive_prompt(task, task.rows[0], [task.rows[1]]) == (
         "Q: Narnia\nA: Cair\n\nQ: Oz\nA:"
     )
-    rows = build(task, tiny.tokenizer(), SETTINGS)
+    rows = build(task, tiny.tokenizer().backend_tokenizer, SETTINGS)
     assert {row["prompt_set"] for row in rows} == {"abstractive", "novel"}
 
 
@@ -221,7 +221,7 @@ def test_published_file_is_a_task_unedited(path):
     some = tasks.Task(**vars(task) | {"rows": task.rows[:100]})
     folder = os.environ.get("VECSWEEP_MODELS")
     for weights in Path(folder).glob("*/weights") if folder else []:
-        rows = build(some, tokenizer_in(weights), SETTINGS)
+        rows = build(some, tokenizer_in(weights).backend_tokenizer, SETTINGS)
         rows = [row for row in rows if row["dropped"] is None]
         assert len(rows) >= len(some.rows), weights  # of two sets: half of the pairs
 

@@ -1,10 +1,13 @@
 """Stages above, engine below: who may import whom, and the table of stages as a graph."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
-from conftest import REPO
+import tiny
+from conftest import REPO, command
 from vecsweep.layout import ROWS, STAGES
 
 PACKAGE = REPO / "workflow" / "vecsweep"
@@ -46,3 +49,40 @@ def test_every_stage_has_a_module_and_reads_earlier_ones():
             assert what.output in STAGES[what.stage].outputs
     modules = {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"}
     assert modules == set(STAGES)
+
+
+MODEL_RUNS = {stage.name for stage in ROWS if stage.runs_model} | {"models"}
+SLOW = {  # seconds to import: a property of a sweep of hundreds of jobs
+    "torch": MODEL_RUNS | {"lens", "ovectors", "attribution"},
+    "transformers": MODEL_RUNS,
+    "duckdb": {"stages", "summary", "figures"},
+    "matplotlib": {"figures"},
+    "pyarrow": {*STAGES} - {"preshard", "states"},
+}
+
+
+def imported(code):
+    """The slow packages that a fresh Python has imported after running `code`."""
+    code += f"\nimport sys; print('imported', *(set({[*SLOW]}) & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {*done.stdout.splitlines()[-1].split()[1:]}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_imports_only_what_it_needs(name):
+    found = imported(f"from vecsweep.__main__ import module_of; module_of('{name}')")
+    assert found <= {package for package, stages in SLOW.items() if name in stages}
+
+
+def test_what_snakemake_imports_is_quick():
+    modules = "config, figures, layout, resources, sweep"
+    assert not imported(f"import vecsweep.__main__\nfrom vecsweep import {modules}")
+
+
+def test_prompts_are_made_without_torch(tiny_model, tmp_path):
+    task = tiny.write_task(tmp_path, "towns")
+    inputs = {"model": tiny_model("opt").description, "task": task, "output": tmp_path / "out"}
+    words = command("prompts", **inputs, demonstrations=1, seed=0, max_prompts=6)
+    assert imported(f"from vecsweep.__main__ import main; main({words})") == {"pyarrow"}
+    assert (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 import tiny
 from conftest import REPO, describe
@@ -86,6 +87,16 @@ def test_vocabulary(family):
     assert table["token_id"] == list(range(len(tokenizer)))
     assert table["token"] == [tokenizer.decode([i]) for i in range(len(tokenizer))]
     assert " Poland" in table["token"] and set(table["model"]) == {family.kind}
+
+
+def test_tokenizer_is_the_models_own(family):
+    """Without `transformers` the same tokens, special ones too."""
+    plain = Tokenizer.from_file(str(family.tokenizer))
+    own = transformers.AutoTokenizer.from_pretrained(family.folder)
+    texts = ["", "Q: What is the capital of Perú?\nA:", " Lima", "<s> a  b </s>"]
+    assert [found.ids for found in plain.encode_batch(texts)] == own(texts).input_ids
+    for token in own(texts[1]).input_ids:
+        assert plain.decode([token], skip_special_tokens=False) == own.decode([token])
 
 
 @torch.inference_mode()

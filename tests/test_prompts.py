@@ -19,6 +19,7 @@ from vecsweep.sweep import Sweep
 SETTINGS = {"demonstrations": 1, "seed": 0, "max_prompts": None}
 PACKAGED = REPO / "workflow" / "vecsweep" / "tasks"
 TOKENIZER = tiny.tokenizer()
+PLAIN = TOKENIZER.backend_tokenizer
 
 
 def chosen(task, row, number=1, seed=0):
@@ -114,7 +115,7 @@ def test_colored_objects_as_the_paper_prints_them(tmp_path):
 def test_novel_contexts():
     words = tasks.random_words()
     assert len(words) == len(set(words)) > 100
-    rows = build(tasks.load(PACKAGED / "capitals.yaml"), TOKENIZER, SETTINGS)
+    rows = build(tasks.load(PACKAGED / "capitals.yaml"), PLAIN, SETTINGS)
     seen = set()
     for row in by_set(rows, "novel"):
         # "table mug free China table mug free China table mug free"
@@ -179,12 +180,12 @@ def test_tokens_are_a_difference(tmp_path, name, bos):
 
 def test_word_is_never_encoded_alone():
     # With its space ` Poland` is one token; alone the word is several others.
-    ids = TOKENIZER("Q: What is the capital of").input_ids
-    (token,) = continuation(TOKENIZER, "Q: What is the capital of", ids, "Poland")
+    ids, longer = TOKENIZER([text := "Q: What is the capital of", f"{text} Poland"]).input_ids
+    (token,) = continuation(ids, longer)
     assert TOKENIZER.decode([token]) == " Poland"
     assert TOKENIZER("Poland").input_ids != [token]
     # A text whose last token would grow with the word has no continuation.
-    assert continuation(TOKENIZER, "Q: What", [1, 2, 3], "is") is None
+    assert continuation([1, 2, 3], [1, 2, 4, 5]) is None
 
 
 def test_strata_and_several_right_answers(tmp_path):
@@ -206,7 +207,7 @@ def write(folder, rows, **changes):
 def test_same_first_token_is_dropped(tmp_path):
     pairs = {"see": "sees", "walk": "walk", "go": "went", "ran": "walk|ran", "abolish": "saw"}
     task = write(tmp_path, pairs)
-    rows = build(task, TOKENIZER, SETTINGS | {"demonstrations": 0})
+    rows = build(task, PLAIN, SETTINGS | {"demonstrations": 0})
     # The same for all three sets of a pair: they are compared with each other.
     for row in rows:
         same = row["argument"] in ("see", "walk")
@@ -227,7 +228,7 @@ def test_answers_that_no_token_tells_apart_are_named(tmp_path):
 
 def test_copying_twin_keeps_its_shared_token(tmp_path):
     task = write(tmp_path, {"go": "went", "see": "see"}, extractive={"answer": "{argument}"})
-    rows = build(task, TOKENIZER, SETTINGS | {"demonstrations": 0})
+    rows = build(task, PLAIN, SETTINGS | {"demonstrations": 0})
     (go,) = [row for row in by_set(rows, "extractive") if row["argument"] == "go"]
     assert go["dropped"] is None and go["answer_tokens"] == [go["argument_token"]]
     # `see` answers with itself in the abstractive prompt: the pair is dropped from both.
@@ -241,11 +242,11 @@ def test_too_long_for_the_context(tmp_path):
     task = write(tmp_path, pairs, demonstrations=["Peru", "Poland"])
     lengths = {
         row["argument"]: len(row["token_ids"])
-        for row in by_set(build(task, TOKENIZER, SETTINGS), "extractive")
+        for row in by_set(build(task, PLAIN, SETTINGS), "extractive")
     }
     context = lengths["Abu Simbel in Egypt"]
     assert context > lengths["Poland"]
-    rows = build(task, TOKENIZER, SETTINGS, context)
+    rows = build(task, PLAIN, SETTINGS, context)
     dropped = {row["argument"]: row["dropped"] for row in rows}
     assert dropped["Abu Simbel in Egypt"] == f"longer than the model's context of {context} tokens"
     assert dropped["Poland"] is None
@@ -256,35 +257,35 @@ def test_too_long_for_the_context(tmp_path):
 
 def test_cap_is_seeded_and_said(tmp_path):
     task = tasks.load(tiny.write_task(tmp_path, "towns"))
-    whole = build(task, TOKENIZER, SETTINGS)
+    whole = build(task, PLAIN, SETTINGS)
 
     def kept(rows):
         return {row["prompt_id"] for row in rows if row["dropped"] is None}
 
-    capped = build(task, TOKENIZER, SETTINGS | {"max_prompts": 5})
+    capped = build(task, PLAIN, SETTINGS | {"max_prompts": 5})
     assert len(capped) == len(whole) == 3 * len(task.rows)
     assert len(kept(capped)) == 5 and kept(capped) < kept(whole)
     said = {row["dropped"] for row in capped if row["prompt_id"] in kept(whole) - kept(capped)}
     assert said == {"over max_prompts: 5"}
     for prompt_set in ("abstractive", "extractive", "novel"):
         assert kept(by_set(capped, prompt_set)) == kept(capped)
-    assert build(task, TOKENIZER, SETTINGS | {"max_prompts": 5}) == capped
-    other = [build(task, TOKENIZER, SETTINGS | {"max_prompts": 5, "seed": s}) for s in range(1, 6)]
+    assert build(task, PLAIN, SETTINGS | {"max_prompts": 5}) == capped
+    other = [build(task, PLAIN, SETTINGS | {"max_prompts": 5, "seed": s}) for s in range(1, 6)]
     assert any(kept(rows) != kept(capped) for rows in other)
     # A cap above what there is drops nothing.
-    assert build(task, TOKENIZER, SETTINGS | {"max_prompts": 999}) == whole
+    assert build(task, PLAIN, SETTINGS | {"max_prompts": 999}) == whole
 
 
 def test_common_keeps_what_every_model_keeps(tmp_path):
     task = tasks.load(tiny.write_task(tmp_path, "towns"))
-    whole = build(task, TOKENIZER, SETTINGS)
+    whole = build(task, PLAIN, SETTINGS)
     lengths = [len(row["token_ids"]) for row in whole if row["dropped"] is None]
     # The other model's context is too short for the longest.
-    other = prompts.Reader("small", TOKENIZER, max(lengths))
-    rows = build(task, TOKENIZER, SETTINGS, others=[other])
+    other = prompts.Reader("small", PLAIN, max(lengths))
+    rows = build(task, PLAIN, SETTINGS, others=[other])
     said = {row["dropped"] for row in rows} - {None, prompts.SAME_FIRST_TOKEN}
     assert said == {f"small: longer than the model's context of {max(lengths)} tokens"}
-    theirs = build(task, TOKENIZER, SETTINGS, max(lengths))
+    theirs = build(task, PLAIN, SETTINGS, max(lengths))
     assert [row["dropped"] is None for row in rows] == [row["dropped"] is None for row in theirs]
 
 
@@ -356,7 +357,7 @@ def test_more_demonstrations_than_rows(tmp_path):
 def test_a_row_more_changes_no_other_rows_words(tmp_path, demonstrations):
     def novel(rows):
         task = write(tmp_path, rows, demonstrations=demonstrations)
-        found = by_set(build(task, TOKENIZER, SETTINGS), "novel")
+        found = by_set(build(task, PLAIN, SETTINGS), "novel")
         return {row["argument"]: row["text"] for row in found}
 
     before = novel(tiny.CAPITALS)
@@ -376,7 +377,7 @@ def test_stage(tiny_model, tmp_path):
     run_stage("prompts", **inputs, settings=json.dumps(settings))
     table = pq.read_table(output)
     rows = table.to_pylist()
-    expected = build(tasks.load(task), tiny.tokenizer(bos=True), settings, 256)
+    expected = build(tasks.load(task), tiny.tokenizer(bos=True).backend_tokenizer, settings, 256)
     assert len(rows) == len(expected)
     for row, built in zip(rows, expected):
         assert {key: row[key] for key in built} == built

@@ -219,7 +219,7 @@ def test_templates_are_dealt_evenly_and_stand_together():
     first = {row["argument"]: tasks.template_of(task, row, 0) for row in task.rows}
     assert 120 < list(first.values()).count(0) < 180
     assert first != {row["argument"]: tasks.template_of(task, row, 1) for row in task.rows}
-    found = build(made(rows[:40]), tiny.tokenizer(), SETTINGS)
+    found = build(made(rows[:40]), tiny.tokenizer().backend_tokenizer, SETTINGS)
     assert {row["prompt_set"] for row in found} == {"abstractive", "novel"}  # nothing to extract
     keys = [(row["prompt_set"], row["template"], row["prompt_id"]) for row in found]
     assert keys == sorted(keys)
@@ -237,13 +237,15 @@ def test_templates_are_dealt_evenly_and_stand_together():
 
 def test_answer_in_prompt(tmp_path):
     task = tasks.load(tiny.write_task(tmp_path, "towns"))
-    for row in build(task, tiny.tokenizer(), SETTINGS):
+    for row in build(task, tiny.tokenizer().backend_tokenizer, SETTINGS):
         assert row["answer_in_prompt"] == (row["prompt_set"] == "extractive"), row["text"]
     assert tasks.stands_in(["Rome"], "the rome of") and not tasks.stands_in(["Rome"], "Romeo")
     assert tasks.stands_in(["x", "N.Y."], "in N.Y.") and not tasks.stands_in(["a b"], "a  b")
     # Novel prompts too: the argument itself may hold the answer.
     task = made([("New York", ["york"], {}), ("Lima", ["Peru"], {})])
-    found = {row["argument"]: row for row in build(task, tiny.tokenizer(), SETTINGS)}
+    found = {
+        row["argument"]: row for row in build(task, tiny.tokenizer().backend_tokenizer, SETTINGS)
+    }
     assert found["New York"]["answer_in_prompt"] and not found["Lima"]["answer_in_prompt"]
 
 
@@ -255,7 +257,7 @@ def test_two_tokenizers_share_the_capped_pairs():
     for bos, unknown in ((False, words[:5]), (True, words[3:9])):
         tokenizer = tiny.tokenizer(bos)
         tokenizer.add_tokens([f" {word}" for word in words if word not in unknown])
-        found = build(task, tokenizer, SETTINGS | {"max_prompts": 60})
+        found = build(task, tokenizer.backend_tokenizer, SETTINGS | {"max_prompts": 60})
         kept.append({row["prompt_id"] for row in found if row["dropped"] is None})
         dropped.append({row["prompt_id"] for row in found if row["dropped"] == SAME_FIRST_TOKEN})
     assert len(kept[0]) == len(kept[1]) == 60 and dropped[0] != dropped[1] != set()
@@ -266,7 +268,7 @@ def test_two_tokenizers_share_the_capped_pairs():
 def test_cap_keeps_a_quarter_for_the_group():
     rows = [(f"w{i}", [f"a{i}"], {"group": "odd" if i < 30 else "even"}) for i in range(100)]
     task = made(rows, out_of_domain={"group": "odd"})
-    found = build(task, tiny.tokenizer(), SETTINGS | {"max_prompts": 20})
+    found = build(task, tiny.tokenizer().backend_tokenizer, SETTINGS | {"max_prompts": 20})
     kept = [r for r in found if r["dropped"] is None and r["prompt_set"] == "novel"]
     assert Counter(row["out_of_domain"] for row in kept) == {True: 5, False: 15}
     assert {row["split"] for row in found if row["out_of_domain"]} == {"dev", "test"}

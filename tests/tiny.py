@@ -192,7 +192,9 @@ def prompt_rows(kind="towns", count=None, folder=None, bos=False, **settings):
 
     task = tasks.load(write_task(folder, kind))
     rows = prompts.build(
-        task, tokenizer(bos), {"demonstrations": 1, "seed": 0, "max_prompts": count} | settings
+        task,
+        tokenizer(bos).backend_tokenizer,
+        {"demonstrations": 1, "seed": 0, "max_prompts": count} | settings,
     )
     return rows
 

@@ -15,7 +15,7 @@ def drawing(names):
     )
 
 
-# Figures that are to be drawn share a few jobs; each of the others has a rule, and runs alone.
+# Figures that are to be drawn share a few jobs, named by their first; the others have one each.
 for names in FIGURE_GROUPS + [[name] for name in DRAWN if name not in sum(FIGURE_GROUPS, [])]:
 
     rule:

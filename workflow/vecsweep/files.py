@@ -6,11 +6,13 @@ import platform
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from glob import escape
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from vecsweep import Problem
 
@@ -34,6 +36,14 @@ def replacing(path):
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def once(args, make: Callable[..., Any], *paths) -> Any:
+    """What `make` reads from paths: read once for all tasks of the job that `args` belong to."""
+    loaded = getattr(args, "loaded", {})
+    if (make, *paths) not in loaded:
+        loaded[make, *paths] = make(*paths)
+    return loaded[make, *paths]
 
 
 def write_json(data: dict, path) -> None:

@@ -117,11 +117,12 @@ SEARCH_KEYS = (*(f"interventions.{key}" for key in (*SEARCH, "rivals")), "prompt
 ROWS = (
     Stage(
         "models",
-        "weights, `model.json`, the readout (final norm and LM head), the vocabulary",
+        "weights, `model.json`, the readout (final norm and LM head), the vocabulary, the tokenizer",
         outputs={
             "description": "{model}/model.json",
             "readout": "{model}/readout.safetensors",
             "vocabulary": "{model}/vocabulary.parquet",
+            "tokenizer": "{model}/tokenizer.json",
         },
         keys=tuple(
             f"models.{key}"
@@ -144,7 +145,9 @@ ROWS = (
         "abstractive, extractive and novel prompts as token ids, with what was dropped and why",
         inputs={
             "model": MODEL["model"],
+            "tokenizer": Input("models", "tokenizer"),
             "others": Input("models", "description", models=other_models),
+            "tokenizers": Input("models", "tokenizer", models=other_models),
         },
         outputs={"output": TABLE},
         keys=(

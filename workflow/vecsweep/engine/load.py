@@ -11,6 +11,7 @@ import transformers
 from vecsweep import Problem
 from vecsweep.engine import checkpoint, products, sharded, slices
 from vecsweep.engine.families import Family, family_of, is_parallel, module_at, size_in
+from vecsweep.engine.sources import weights_folder
 from vecsweep.files import read_json
 
 
@@ -52,17 +53,6 @@ def engine_of(model: Any, batch_tokens: int, name: str = "unnamed") -> Engine:
     """An engine around a `transformers` causal LM."""
     family = family_of(model)
     return Engine(model.eval(), family, is_parallel(family, model.config), batch_tokens, name)
-
-
-def weights_folder(description: dict, beside: Path) -> Path:
-    """The folder with the model's weights, from its model.json and where that stands."""
-    folder = Path(beside).parent / description["weights"]
-    if not (folder / "config.json").is_file():
-        raise Problem(
-            f"the weights of '{description['model']}' are gone from {folder}; "
-            f"delete {beside} and run again"
-        )
-    return folder.resolve()
 
 
 def check(

@@ -118,3 +118,14 @@ def hub_snapshot(name: str, source: dict) -> Path:
             f"{str(error).splitlines()[0]}"
         ) from error
     return local_folder(name, {"path": folder})
+
+
+def weights_folder(description: dict, beside: Path) -> Path:
+    """The folder with the model's weights, from its model.json and where that stands."""
+    folder = Path(beside).parent / description["weights"]
+    if not (folder / "config.json").is_file():
+        raise Problem(
+            f"the weights of '{description['model']}' are gone from {folder}; "
+            f"delete {beside} and run again"
+        )
+    return folder.resolve()

@@ -12,7 +12,7 @@ import torch
 from vecsweep import tables
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.readout import Readout, target_tokens
-from vecsweep.files import read_json
+from vecsweep.files import once, read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
@@ -22,7 +22,7 @@ def run(args):
     description = read_json(args.model)
     rows = kept_rows(args.prompts, CAPTURED)
     states = states_of(args.states, rows)
-    readout = Readout.load(args.readout)
+    readout = once(args, Readout.load, args.readout)
     shares, correct = attribute(states, readout, target_tokens(rows), description["layers"])
     blocks = [
         _labelled(share, correct, rows, description["model"], *key) for key, share in shares.items()

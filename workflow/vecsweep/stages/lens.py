@@ -8,7 +8,7 @@ import torch
 from vecsweep import tables
 from vecsweep.engine.decoding import Decoded, decode
 from vecsweep.engine.readout import Readout, target_tokens
-from vecsweep.files import read_json
+from vecsweep.files import once, read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
@@ -31,7 +31,7 @@ def run(args):
     description = read_json(args.model)
     rows = kept_rows(args.prompts, CAPTURED)
     states = states_of(args.states, rows)
-    readout = Readout.load(args.readout)
+    readout = once(args, Readout.load, args.readout)
     targets = target_tokens(rows)
     layers = [
         list(sites(states, layer, description["parallel_blocks"]))

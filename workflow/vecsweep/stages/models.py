@@ -1,7 +1,8 @@
 """Stage `models`: bring a model here once, and write down what it is.
 
 Writes `model.json` (family, sizes, where the weights are), `readout.safetensors` (final norm and
-LM head) and `vocabulary.parquet` (each token's text), so that decoding a state needs no model.
+LM head) and `vocabulary.parquet` (each token's text), so that decoding a state needs no model, and
+`tokenizer.json`, so that making prompts needs no `transformers`.
 """
 
 import os
@@ -11,13 +12,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from vecsweep import Problem, tables
 from vecsweep.engine import sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
 from vecsweep.engine.families import family_of, is_parallel, module_at
-from vecsweep.files import write_json, write_tensors
+from vecsweep.files import replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
 
@@ -27,7 +29,8 @@ def run(args):
     name = config["model"]
     folder, revision, sha256 = fetch(name, config, args.description.parent)
     skeleton = meta_model(name, folder)
-    description = describe(name, config, skeleton, folder)
+    tokenizer = tokenizer_of(name, folder)
+    description = describe(name, config, skeleton, tokenizer)
     description |= {"revision": revision, "sha256": sha256}
     # Resolved, since the results may stand behind a link.
     beside = args.description.parent.resolve()
@@ -36,7 +39,9 @@ def run(args):
         description["weights"] = str(folder)
     tensors, notes = readout_parts(name, skeleton, folder)
     write_tensors(tensors, args.readout, notes)
-    tables.write("vocabulary", vocabulary(name, folder), args.vocabulary)
+    tables.write("vocabulary", vocabulary(name, tokenizer), args.vocabulary)
+    with replacing(args.tokenizer) as temporary:
+        plain(name, tokenizer).save(str(temporary))
     write_json(description, args.description)
 
 
@@ -73,7 +78,7 @@ def meta_model(name: str, folder: Path) -> PreTrainedModel:
         ) from error
 
 
-def describe(name: str, config: dict, skeleton: PreTrainedModel, folder: Path) -> dict:
+def describe(name: str, config: dict, skeleton: PreTrainedModel, tokenizer: Any) -> dict:
     """What later stages and the tables need to know of a model (table `models` of the summary)."""
     family = family_of(skeleton)
     layers = len(module_at(skeleton, family.blocks))
@@ -88,7 +93,7 @@ def describe(name: str, config: dict, skeleton: PreTrainedModel, folder: Path) -
         "parallel_blocks": is_parallel(family, skeleton.config),
         "layers": layers,
         "d_model": module_at(skeleton, family.embedding).embedding_dim,
-        "vocabulary": len(tokenizer_of(name, folder)),
+        "vocabulary": len(tokenizer),
         "parameters": sum(p.numel() for p in skeleton.parameters()),
         "context": getattr(skeleton.config, "max_position_embeddings", None),
         "dtype": config["dtype"],
@@ -106,9 +111,18 @@ def tokenizer_of(name: str, folder: Path) -> Any:
         raise Problem(f"model '{name}': no tokenizer in {folder}: {reason}") from error
 
 
-def vocabulary(name: str, folder: Path) -> pa.Table:
+def plain(name: str, tokenizer: Any) -> Tokenizer:
+    """What a `transformers` tokenizer calls, set up as the model's class does it."""
+    found = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(found, Tokenizer):
+        raise Problem(f"model '{name}': its tokenizer has no fast form, a tokenizer.json")
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def vocabulary(name: str, tokenizer: Any) -> pa.Table:
     """The text of every token: columns model, token_id, token."""
-    tokenizer = tokenizer_of(name, folder)
     ids = list(range(len(tokenizer)))
     text = tokenizer.batch_decode([[token] for token in ids])
     columns = {"model": [name] * len(ids), "token_id": pa.array(ids, pa.int32()), "token": text}

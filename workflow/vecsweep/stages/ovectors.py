@@ -7,7 +7,7 @@ import torch
 
 from vecsweep import tables
 from vecsweep.engine.readout import Readout
-from vecsweep.files import read_table, write_tensors
+from vecsweep.files import once, read_table, write_tensors
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
@@ -48,7 +48,10 @@ def run(args):
     }
     directions = torch.linalg.svd(everything, full_matrices=False).Vh
     cutout = torch.cat(vectors)
-    rows = describe(kept, cutout, args.readout, states.metadata | {"rule": rule})
+    rows = []
+    if kept:
+        readout = once(args, Readout.load, args.readout)
+        rows = describe(kept, cutout, readout, states.metadata | {"rule": rule})
     write_tensors({"vectors": cutout, "directions": directions}, args.vectors, notes)
     tables.write("ovectors", rows, args.table, {"step_version": STAGES["ovectors"].version})
     print(f"{states.metadata['task']}: {len(eligible)} train prompts can give an o-vector")
@@ -85,15 +88,12 @@ def source_layers(eligible: list[dict], count: int, seed: int) -> dict[int, list
     return {layer: layers[layer] for layer in commonest[:count]}
 
 
-def describe(donors: list[dict], vectors: torch.Tensor, readout_path, metadata) -> list[dict]:
+def describe(donors: list[dict], vectors: torch.Tensor, readout: Readout, metadata) -> list[dict]:
     """Rows of table `ovectors`: norm, cosine to the mean of the layer, tokens promoted and demoted.
 
     Tokens are those with the largest and smallest logits of the vector read out as if it were a
     state, `E · ln_f(o)`.
     """
-    if not donors:
-        return []
-    readout = Readout.load(readout_path)
     logits = readout.logits(readout.normed(vectors))
     promoted = logits.topk(DECODED).indices
     demoted = logits.topk(DECODED, largest=False).indices

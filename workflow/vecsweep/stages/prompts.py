@@ -2,13 +2,12 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import transformers
+from tokenizers import Tokenizer
 
 from vecsweep import Problem, tables, tasks
-from vecsweep.engine.load import weights_folder
-from vecsweep.files import read_json
+from vecsweep.files import once, read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import PROMPT_SETS
 from vecsweep.tasks.splits import is_outside, split_rows
@@ -26,22 +25,38 @@ class Reader(NamedTuple):
     """What a model reads prompts with: its tokenizer, and its context in tokens (None: no end)."""
 
     model: str
-    tokenizer: Any
+    tokenizer: Tokenizer
     context: int | None = None
 
     @classmethod
-    def of(cls, path) -> "Reader":
-        """The reader of the model that a `model.json` describes."""
+    def of(cls, path, tokenizer) -> "Reader":
+        """The reader of the model that a `model.json` and a `tokenizer.json` describe."""
         description = read_json(path)
-        folder = weights_folder(description, path)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(description["model"], tokenizer, description["context"])
+        try:
+            found = Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # of no class of its own
+            raise Problem(f"{tokenizer} is damaged ({error}); delete it and run again") from error
+        return cls(description["model"], found, description["context"])
+
+
+class Said(NamedTuple):
+    """A prompt before it is tokens; `twin`: of the extractive set."""
+
+    text: str
+    argument: str
+    answers: list[str]
+    twin: bool
+
+    @property
+    def continued(self) -> list[str]:
+        """The text with the argument behind it, and with each answer."""
+        return [f"{self.text} {word}" for word in (self.argument, *self.answers)]
 
 
 def run(args):
     """Write table `prompts`: a row for each prompt of the three sets, dropped ones included."""
-    model, tokenizer, context = Reader.of(args.model)
-    others = [Reader.of(path) for path in args.others]
+    model, tokenizer, context = once(args, Reader.of, args.model, args.tokenizer)
+    others = [once(args, Reader.of, *paths) for paths in zip(args.others, args.tokenizers)]
     # A section of a published file is named in the config, not in the file's path.
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
     rows = build(task, tokenizer, args.settings, context, others)
@@ -52,14 +67,14 @@ def run(args):
     print(f"{model}, {task.name}: {kept} prompts of {len(rows)} kept")
     if (token := only_token(rows)) is not None:
         print(
-            f"{task.name}: all answers start with the token {tokenizer.decode([token])!r}, so their "
+            f"{task.name}: all answers start with the token {text_of(tokenizer, token)!r}, so their "
             "ranks tell no answer from another (column chance of table patterns is 1)"
         )
 
 
 def build(
     task: tasks.Task,
-    tokenizer,
+    tokenizer: Tokenizer,
     settings: dict,
     context: int | None = None,
     others: Sequence[Reader] = (),
@@ -74,7 +89,7 @@ def build(
     seed = settings["seed"]
     words = tasks.random_words()
     pool = tasks.demonstration_pool(task, seed)
-    rows = []
+    rows, prompts = [], []
     for number, (row, split) in enumerate(zip(task.rows, split_rows(task, seed))):
         shown = tasks.choose_demonstrations(pool, row, settings["demonstrations"])
         template = tasks.template_of(task, row, seed)
@@ -87,12 +102,7 @@ def build(
         for prompt_set, text in texts.items():
             twin = prompt_set == "extractive"
             answers = tasks.extractive_answers(task, row) if twin else row["answers"]
-            said = (text, row["argument"], answers, twin)
-            tokens = _tokens(tokenizer, *said, context)
-            for other in others:
-                reason = _tokens(other.tokenizer, *said, other.context)["dropped"]
-                if reason and not tokens["dropped"]:
-                    tokens["dropped"] = f"{other.model}: {reason}"
+            prompts.append(Said(text, row["argument"], answers, twin))
             rows.append(
                 {
                     "task": task.name,
@@ -108,8 +118,13 @@ def build(
                     "split": split,
                     "out_of_domain": is_outside(task, row),
                 }
-                | tokens
             )
+    for row, tokens in zip(rows, _tokens(tokenizer, prompts, context)):
+        row |= tokens
+    for other in others:
+        for row, tokens in zip(rows, _tokens(other.tokenizer, prompts, other.context)):
+            if tokens["dropped"] and not row["dropped"]:
+                row["dropped"] = f"{other.model}: {tokens['dropped']}"
     # Prompts of a set and template stand together, since they share their beginning.
     rows.sort(key=lambda row: (PROMPT_SETS.index(row["prompt_set"]), row["template"]))
     _drop_pairs(rows)
@@ -130,25 +145,39 @@ def only_token(rows: list[dict]) -> int | None:
     return tokens.pop() if len(tokens) == 1 and len(answers) > 1 else None
 
 
-def continuation(tokenizer, text: str, ids: list[int], word: str) -> list[int] | None:
-    """The tokens that ` word` adds to a prompt, None if it changes the prompt's own tokens.
+def text_of(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text; special tokens have one too."""
+    return tokenizer.decode([token], skip_special_tokens=False)
 
-    A word is never encoded alone: its tokens depend on what stands before it.
+
+def continuation(ids: list[int], longer: list[int]) -> list[int] | None:
+    """The tokens that a word adds to a prompt, None if it changes the prompt's own tokens.
+
+    `longer` are those of the prompt with the word. A word is never encoded alone: its tokens depend
+    on what stands before it.
     """
-    longer = tokenizer(f"{text} {word}").input_ids
     return longer[len(ids) :] if longer[: len(ids)] == ids else None
 
 
-def _tokens(tokenizer, text, argument, answers, twin, context):
-    ids = tokenizer(text).input_ids
+def _tokens(tokenizer, prompts, context):
+    """The token columns of each prompt; all texts are encoded in one call, on all cores."""
+    texts = list(dict.fromkeys(text for said in prompts for text in (said.text, *said.continued)))
+    ids = {text: found.ids for text, found in zip(texts, tokenizer.encode_batch(texts))}
+    return [_columns(tokenizer, said, ids, context) for said in prompts]
+
+
+def _columns(tokenizer, said, encoded, context):
+    ids = encoded[said.text]
     result = dict.fromkeys(TOKEN_COLUMNS) | {"token_ids": ids, "dropped": None}
-    tokens = [continuation(tokenizer, text, ids, word) for word in [argument, *answers]]
+    tokens = [continuation(ids, encoded[text]) for text in said.continued]
     words = [some for some in tokens if some]
     if len(words) < len(tokens):
         return result | {"dropped": "a word changes the tokens of its prompt"}
     argument_ids, *answer_ids = words
     first = list(dict.fromkeys(tokens[0] for tokens in answer_ids))
-    if not (twin and argument in answers):  # a copying twin answers with its argument
+    if not (
+        said.twin and said.argument in said.answers
+    ):  # a copying twin answers with its argument
         first = [token for token in first if token != argument_ids[0]]
     if not first:
         return result | {"dropped": SAME_FIRST_TOKEN}
@@ -158,7 +187,7 @@ def _tokens(tokenizer, text, argument, answers, twin, context):
         "answer_tokens": first,
         "argument_length": len(argument_ids),
         "answer_length": len(answer_ids[0]),
-        "first_token_letters": len(tokenizer.decode(first[:1]).strip()),
+        "first_token_letters": len(text_of(tokenizer, first[0]).strip()),
         "stratum": f"argument {sizes[0]}, answer {sizes[1]}",
     }
     if context and len(ids) >= context:

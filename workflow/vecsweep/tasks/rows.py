@@ -1,13 +1,17 @@
 """Rows of table `prompts`, as the stages after it read them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
-
-import torch
+from typing import TYPE_CHECKING
 
 from vecsweep import Problem
 from vecsweep.files import Tensors, read_table
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPT_SETS = ("abstractive", "extractive", "novel")
 CAPTURED = ("abstractive", "extractive")  # novel prompts are only run with interventions
@@ -69,6 +73,8 @@ def unseen(rows: list[dict], own: list[dict], used: set[int]) -> list[dict]:
 
 def all_answers(rows: list[dict]) -> torch.Tensor:
     """The first tokens of all answers of a task's prompts, [T]."""
+    import torch  # stage prompts does without
+
     return torch.tensor(sorted({token for row in rows for token in row["answer_tokens"]}))
 
 
