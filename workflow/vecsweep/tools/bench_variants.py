@@ -23,6 +23,7 @@ from vecsweep.engine.decoding import decode
 from vecsweep.engine.forward import first, hooks, last_token_states, run_decoder, shared_prefix
 from vecsweep.engine.plans import Plan, run_plans
 from vecsweep.engine.readout import Readout, target_tokens
+from vecsweep.engine.sources import weights_folder
 from vecsweep.files import PACKAGE, read_json, write_tensors
 from vecsweep.stages import prompts
 from vecsweep.stages.ablations import PAPER, STEPS, ablate, removed_layers
@@ -66,8 +67,7 @@ def swept(results: Path, name: str) -> Subject:
         raise Problem(f"{name} has parallel blocks, and with them no mid-block state to compare")
     engine = load.load(description, path, 2048)
     engine.model.to("cpu")  # where the peers run, also beside a GPU
-    folder = load.weights_folder(description, path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = prompts.Reader.of(path, path.with_name("tokenizer.json")).tokenizer
     task = tasks.load(TASK)
 
     def rows(prompt_sets, demonstrations, pairs):
@@ -76,7 +76,7 @@ def swept(results: Path, name: str) -> Subject:
         return [r for r in found if r["dropped"] is None and r["prompt_set"] in prompt_sets]
 
     readout = Readout.load(path.with_name("readout.safetensors"))
-    return Subject(name, engine, readout, rows, folder)
+    return Subject(name, engine, readout, rows, weights_folder(description, path))
 
 
 def shaped(name: str, folder: Path, on: str = "cpu") -> Subject:
@@ -117,7 +117,7 @@ def shaped(name: str, folder: Path, on: str = "cpu") -> Subject:
     notes = {"norm": "layer" if layered else "rms", "epsilon": repr(epsilon)}
     write_tensors(tensors, folder / "readout", notes)
     readout = Readout.load(folder / "readout").to(engine.device)
-    return Subject(name, engine, readout, rows, folder)
+    return Subject(name, engine, readout, rows, weights_folder(description, path))
 
 
 def tokenizer():
