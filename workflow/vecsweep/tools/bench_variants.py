@@ -117,7 +117,7 @@ def shaped(name: str, folder: Path, on: str = "cpu") -> Subject:
     notes = {"norm": "layer" if layered else "rms", "epsilon": repr(epsilon)}
     write_tensors(tensors, folder / "readout", notes)
     readout = Readout.load(folder / "readout").to(engine.device)
-    return Subject(name, engine, readout, rows, weights_folder(description, path))
+    return Subject(name, engine, readout, rows, folder)
 
 
 def tokenizer():
