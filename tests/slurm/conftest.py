@@ -111,6 +111,7 @@ class Project:
         """Save a tiny random model and write it into the config."""
         tiny.save(kind, self.folder / "weights" / name)
         base = {"source": "local", "path": f"weights/{name}", "layers": 3, "dtype": "float32"}
+        base["tasks_per_job"] = 1
         self.config["models"][name] = base | settings
 
     def add_task(self, name):
@@ -167,7 +168,7 @@ def project(cluster, tmp_path_factory):
     """Two models and two tasks, nothing run yet."""
     made = Project(tmp_path_factory.mktemp("sweep") / "vecsweep", cluster)
     made.add_model("seq", "llama")
-    made.add_model("wide", "bloom", shards=2, tasks_per_job=2)
+    made.add_model("wide", "bloom", shards=2, tasks_per_job="auto")
     for task in ("towns", "verbs"):
         made.add_task(task)
     return made

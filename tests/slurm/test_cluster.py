@@ -3,7 +3,7 @@
 from slurm.conftest import ENDS, jobs, last_job
 
 
-# With tasks_per_job one job takes both tasks of a stage, and has no wildcards.
+# With tasks_per_job: auto one job takes both tasks of a stage, and has no wildcards.
 def jobs_of(model, *tasks):
     """(rule, wildcards) of a model's jobs for new tasks, in Slurm's records."""
     rules = ("prompts", "states", "stages", "attribution")
