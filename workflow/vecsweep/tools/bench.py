@@ -1,11 +1,12 @@
 """What the engine costs beside its peers: all variants in turn, in one run, as ratios.
 
 States and lens are measured against TransformerLens, nnsight and nnterp, each in its own environment
-under --peers, against plain torch hooks, and against what cannot be left out; with five
-demonstrations against the bare forward of all tokens; interventions and ablations against a
-whole forward for each start layer or step. With all threads, against ours with one. Where there
-is a GPU, a random Llama 2 7B in bfloat16 there. All variants must give the same ranks but for
-rounding, each runs at its best of a few batches, and the medians of rounds count.
+under --peers, against plain torch hooks, and against each token's forward once and the float32
+product with the LM head alone (the floor); with five demonstrations against the bare forward of
+all tokens; interventions and ablations against a whole forward for each start layer or step. With
+all threads, against ours with one. Where there is a GPU, a random Llama 2 7B in bfloat16 there.
+All variants must give the same ranks but for rounding, each runs at its best of a few batches,
+and the medians of rounds count.
 
 Writes results/bench/*.json and bench.svg and .png. --readme measures nothing: it copies what was
 written to docs/measured/bench.json, and puts the table of it into README.md.
