@@ -436,6 +436,16 @@ def test_a_bad_task_of_a_group_fails_alone(project):
     )
 
 
+def test_a_cluster_takes_long_tasks_alone(project):
+    """Where jobs queue, the number of cores here is of no matter."""
+    every = {"towns", "verbs"}
+    config = edited(("models", {"new": CONFIG["models"]["seq"]}), ("ablations", "tasks", [*every]))
+    done = snakemake(project, config, "--dry-run", "--jobs", "9")
+    assert done.returncode == 0, done.stdout
+    assert "new: states of towns, verbs" in done.stdout
+    assert every == {*re.findall(r"new: ablations of (\w+)$", done.stdout, re.MULTILINE)}
+
+
 def test_figures_share_jobs(project):
     """All that are to be drawn in a few processes; the test of one missing figure is above."""
     done = snakemake(project, edited(("summary", "resamples", 200)), "--dry-run")

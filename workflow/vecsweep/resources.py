@@ -67,7 +67,6 @@ class Requests:
                 )
         return lines
 
-    @functools.cache  # noqa: B019
     def together(self, stage: Stage, model: str) -> int:
         """How many tasks one job of a cluster takes, by `vecsweep plan`'s share of loading."""
         settings = self.models[model]
