@@ -11,7 +11,7 @@ import tiny
 from conftest import REPO, command, run_stage
 from test_models import final_norm
 from test_states import plain_states
-from vecsweep.engine import decoding
+from vecsweep.engine import decoding, products
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.layout import STAGES
@@ -374,3 +374,12 @@ def test_an_accelerator_says_the_same():
     torch.testing.assert_close(found.probability, exact.probability, rtol=1e-4, atol=1e-9)
     expected = decode(readout, states, targets, 5, among)
     torch.testing.assert_close(found.among, expected.among, rtol=1e-4, atol=1e-4)
+
+
+def test_products_are_float32s():
+    """Also where another library than PyTorch's choice takes them."""
+    products.use_fastest()
+    shapes = (*products.CHECKED, (7, 48, 33), (64, 2048, 640), (300, 100, 5))
+    assert all(products.exact(*shape) for shape in shapes)
+    # The check can fail: bfloat16 misses by far more.
+    assert not products.exact(64, 640, 512, torch.bfloat16)

@@ -44,10 +44,11 @@ def mkl_holds_back() -> bool:
     return vendor and able.get("avx512_f", False) and not able.get("amx_tile", False)
 
 
-def exact(rows: int, terms: int, columns: int) -> bool:
-    """Whether a product is as near to the exact one as float32 sums are."""
+def exact(rows: int, terms: int, columns: int, dtype=torch.float32) -> bool:
+    """Whether a product in `dtype` is as near to the exact one as float32 sums are."""
     generator = torch.Generator().manual_seed(0)
     left = torch.rand(rows, terms, generator=generator)
     right = torch.rand(terms, columns, generator=generator)
     wanted = left.double() @ right.double()
-    return bool(((left @ right).double() - wanted).abs().max() <= rounding(terms) * wanted.max())
+    found = (left.to(dtype) @ right.to(dtype)).double()
+    return bool((found - wanted).abs().max() <= rounding(terms) * wanted.max())
