@@ -25,6 +25,7 @@ def small_chunks(request, monkeypatch):
     monkeypatch.setattr(decoding, "ROWS", 7)
     monkeypatch.setattr(decoding, "CHUNK", 64)
     monkeypatch.setattr(decoding, "FEWEST", 1)
+    monkeypatch.setattr(decoding, "SMALLEST", 1)
     monkeypatch.setattr(decoding, "fast_bfloat16", lambda: request.param == "bfloat16")
     assert tiny.VOCABULARY % 64
 

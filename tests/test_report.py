@@ -16,6 +16,11 @@ from vecsweep.figures import FIGURES
 from vecsweep.files import write_json
 
 SNAKEFILE = """
+import shlex
+
+from vecsweep.figures import FIGURES as DRAWN
+
+FIGURE_GROUPS = []
 configfile: "config.yaml"
 report: "{repo}/workflow/report/workflow.rst"
 include: "{repo}/workflow/rules/figures.smk"

@@ -21,8 +21,8 @@ from vecsweep.engine.readout import Readout
 ROWS, CHUNK = 256, 2048
 # One shared direction for so many states; the bfloat16 product is of what these do not explain.
 EACH_DIRECTION = 8
-# Fewer states are over before the weight is in bfloat16.
-FEWEST = 64
+# Fewer states, or tokens, are over before the weight is in bfloat16.
+FEWEST, SMALLEST = 64, 4096
 # Tokens a state whose logits are known exactly: most of the probability, mostly.
 KNOWN = 128
 # What an accelerator takes at a time.
@@ -123,7 +123,8 @@ def decode(
     )
     units = range(0, len(normed), unit or max(1, len(normed)))
     sizes = [min(units.step, len(normed) - start) for start in units]
-    low = min(sizes) >= FEWEST and fast_bfloat16()
+    enough = min(sizes) >= FEWEST and len(readout.weight) >= SMALLEST
+    low = enough and fast_bfloat16()
     found = Pass(readout, normed, tokens.numpy(), top_k, sizes, low).run()
     if len(again := found.doubtful()):
         sizes = np.bincount(again // units.step).tolist()
