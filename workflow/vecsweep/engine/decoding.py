@@ -231,7 +231,8 @@ class Pass:
 
     def run(self) -> "Pass":
         """The pass itself; its results are `above`, `top`, `top_token`, `log_sum`."""
-        workers = min(torch.get_num_threads(), len(self.starts))
+        threads = torch.get_num_threads()
+        workers = min(threads, len(self.starts))
         shares = [range(i, len(self.starts), workers) for i in range(workers)]
         if workers == 1:
             found = [self.share(shares[0])]
@@ -241,7 +242,7 @@ class Pass:
                 with ThreadPoolExecutor(workers) as pool:
                     found = list(pool.map(self.share, shares))
             finally:
-                torch.set_num_threads(workers)
+                torch.set_num_threads(threads)
         self.above = sum(above for above, _ in found)
         values, tokens, approximates = (
             np.concatenate([tops[i] for _, tops in found], 1) for i in range(3)

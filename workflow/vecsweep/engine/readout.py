@@ -1,6 +1,6 @@
 """Early decoding from the stored readout: `E · ln_f(x)` (paper section 2), without a model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +42,9 @@ class Readout:
     def to(self, device) -> "Readout":
         """The same readout on another device."""
         tensors: dict[str, Any] = {
-            k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)
+            field.name: value.to(device)
+            for field in fields(self)
+            if torch.is_tensor(value := getattr(self, field.name))
         }
         return replace(self, **tensors)
 

@@ -1,7 +1,5 @@
 """Stage `lens`: early decoding of stored states, from the readout alone (paper section 2)."""
 
-from collections.abc import Iterator
-
 import pyarrow as pa
 import torch
 
@@ -33,19 +31,22 @@ def run(args):
     states = states_of(args.states, rows)
     readout = once(args, Readout.load, args.readout)
     targets = target_tokens(rows)
-    layers = [
-        list(sites(states, layer, description["parallel_blocks"]))
-        for layer in range(args.first, args.last + 1)
-    ]
-    labels = [
-        {"layer": layer, "site": site}
-        for layer, found in enumerate(layers, args.first)
-        for site, _ in found
-    ]
-    blocks = [
-        _labelled(table, description["model"], rows, label)
-        for table, label in zip(decode_layers(readout, layers, targets, TOP_K), labels)
-    ]
+    parallel = description["parallel_blocks"]
+    unit = len(rows) * (3 if parallel else 2)  # states of a layer
+    each = max(1, DECODED_TOGETHER // unit)
+    blocks = []
+    for first in range(args.first, args.last + 1, each):
+        some = [
+            ({"layer": layer, "site": site}, state.float())
+            for layer in range(first, min(first + each, args.last + 1))
+            for site, state in sites(states, layer, parallel)
+        ]
+        several = [tokens.repeat(len(some), 1) for tokens in targets]
+        # Many layers at a time: the LM head is read from memory once for all of them.
+        decoded = decode(readout, torch.cat([x for _, x in some]), several, TOP_K, unit=unit)
+        for i, (labels, _) in enumerate(some):
+            columns = columns_of(decoded, slice(i * len(rows), (i + 1) * len(rows)))
+            blocks.append(_labelled(columns, description["model"], rows, labels))
     notes = {f"states_{key}": states.metadata[key] for key in STATES_NOTES}
     notes["step_version"] = STAGES["lens"].version
     tables.write("lens", pa.concat_tables(blocks), args.output, notes)
@@ -66,22 +67,6 @@ def sites(states, layer: int, parallel: bool):
     else:
         yield "resid_mid", states[f"resid_mid.{layer:02d}"]
     yield "resid_post", post
-
-
-def decode_layers(readout, layers: list[list], targets, top_k: int) -> Iterator[dict]:
-    """Columns (numpy) of early decoding for each (site, states [prompts, d_model]) of each layer.
-
-    Many layers are decoded at a time: the LM head is read from memory once for all of them.
-    """
-    sites_each, prompts = len(layers[0]), len(targets[0])
-    unit = sites_each * prompts
-    each = max(1, DECODED_TOGETHER // unit)
-    for start in range(0, len(layers), each):
-        some = [state.float() for found in layers[start : start + each] for _, state in found]
-        several = [ids.repeat(len(some), 1) for ids in targets]
-        decoded = decode(readout, torch.cat(some), several, top_k, unit=unit)
-        for i in range(len(some)):
-            yield columns_of(decoded, slice(i * prompts, (i + 1) * prompts))
 
 
 def columns_of(decoded: Decoded, rows: slice) -> dict:
