@@ -294,7 +294,7 @@ def compute_seconds(parameters: float, prompts: int, shards: int) -> float:
 
 
 def together(weights: float, settings: dict, stage: Stage, disk_speed: float = 2) -> int:
-    """Tasks of a job on a cluster with `tasks_per_job: auto`: so many that it loads for a fifth.
+    """Tasks of a job on a cluster with `tasks_per_job: auto`: so many that it loads for about a fifth.
 
     `weights` in bytes, `disk_speed` in GB/s. A start counts as loading. A rough number: a task has
     500 prompts, and a long stage runs each a hundred times.
@@ -305,7 +305,7 @@ def together(weights: float, settings: dict, stage: Stage, disk_speed: float = 2
         passes = TASK_PROMPTS * (LONG_PASSES if stage.long else 1)
         parameters = weights / BYTES[settings["dtype"]]
         computing = max(computing, compute_seconds(parameters, passes, settings["shards"]))
-    return math.ceil(loading * (1 / LOADING - 1) / computing)
+    return max(1, round(loading * (1 / LOADING - 1) / computing))
 
 
 def resources(
