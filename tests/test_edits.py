@@ -245,6 +245,56 @@ def test_one_run_serves_many_edits(family):
     assert all(torch.equal(a, b) for a, b in zip(once, reversed(again)))
 
 
+def mixed_edits(layers, positions, seed):
+    """Edits of all kinds in a random order, each with vectors of its own."""
+    draw = random.Random(seed)
+    kinds = itertools.product(("replace", "add"), positions, edits.SUBLAYERS)
+    found = [
+        Edit(
+            vectors_for(draw.sample(range(layers), draw.randint(1, layers)), draw.randint(1, 3), i),
+            *kind,
+        )
+        for i, kind in enumerate(kinds)
+    ]
+    draw.shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize("prefix", [0, 6])
+@pytest.mark.parametrize("last_only", [False, True])
+def test_edits_that_run_together_are_as_alone(family, prefix, last_only):
+    engine, layers = load.engine_of(family.model, 64), tiny.layers_of(family.kind)
+    before = state_of(family.model)
+    many = mixed_edits(layers, ("last",) if last_only else ("all", "last"), prefix)
+    for clean in edits.clean_runs(engine, prompts_with(prefix, (3, 3, 4)), 4, last_only):
+        alone = [edits.resume(engine, clean, edit) for edit in many]
+        for room in (1, 40, 10**6):  # one by one, a few, all in one pass
+            engine.batch_tokens = room
+            for one, other in zip(alone, edits.resume_all(engine, clean, many), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        engine.batch_tokens = 64
+    assert state_of(family.model) == before
+
+
+def test_start_layers_share_passes(family):
+    # As many as fit in a batch; a block sees the runs that began at it or below.
+    engine, layers = load.engine_of(family.model, 24), tiny.layers_of(family.kind)
+    (clean,) = edits.clean_runs(engine, prompts_with(0, (4,)), 1)
+    seen = []
+    handles = [
+        block.register_forward_hook(lambda m, args, output: seen.append(len(forward.first(output))))
+        for block in engine.blocks
+    ]
+    many = [Edit(vectors_for(range(start, layers), 2)) for start in range(3)]
+    with forward.hooks(handles):
+        list(edits.resume_all(engine, clean, many))
+        assert seen == [2, 4, *[6] * (layers - 2)]
+        seen.clear()
+        engine.batch_tokens = 16
+        list(edits.resume_all(engine, clean, many))
+        assert seen == [2, *[4] * (layers - 1), *[2] * (layers - 2)]
+
+
 # Families that are not listed, as somebody would add them.
 NEW_ROWS = {
     "olmo2": Family(  # norms the updates, and nothing before it computes them
@@ -345,6 +395,19 @@ def test_a_replaced_ffn_is_not_computed(family, prefix):
     # It is needed where it is added to, and for the other tokens of a last-token edit.
     for edit in (Edit(vectors_for([1]), "add"), Edit(vectors_for([1]), position="last")):
         assert uses(engine, clean, edit, 1) == matrices * passes
+
+
+def test_of_several_edits_only_the_replaced_ffns_are_not_computed(family):
+    engine = load.engine_of(family.model, 64)
+    (clean,) = edits.clean_runs(engine, prompts_with(0, (3, 3)), 2)
+    many = [Edit(vectors_for([1]), mode) for mode in ("replace", "add")]
+    rows = []
+    down = block_of(family.model, 1).get_submodule(engine.family.down)
+    count = lambda module, args, output: rows.append(output.numel() // D_MODEL)  # noqa: E731
+    with forward.hooks([down.register_forward_hook(count)]):
+        list(edits.resume_all(engine, clean, many))
+    # Two variants of two prompts of three tokens; the FFN's last matrix may be what is replaced.
+    assert rows == [12 if engine.family.down != engine.family.ffn else 24]
 
 
 @pytest.mark.parametrize("mode", ["replace", "add"])

@@ -1,7 +1,8 @@
 """Edits of a sublayer's output, and runs that resume where the edit starts.
 
 The layers below an edit see what they saw in the clean run, so a sweep over start layers runs
-the clean prompt once and, for each start layer, only the blocks from there on. Nor does an edit of
+the clean prompt once and, for each start layer, only the blocks from there on; as many of these as
+fit go through a block together. Nor does an edit of
 the last token alone change what the tokens before it are: where all edits are such, their keys and
 values are kept, and only the last token runs again.
 """
@@ -50,57 +51,97 @@ class Edit:
     def variants(self) -> int:
         return len(next(iter(self.vectors.values())))
 
+    @property
+    def lowest(self) -> int:
+        """The first layer that it changes."""
+        return min(self.vectors)
+
 
 @contextmanager
-def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True) -> Iterator[None]:
-    """Apply an edit to forwards of [variants * prompts, tokens], variant by variant.
+def applied(
+    engine: Engine, edits: Sequence[Edit], prompts: int, has_last: bool = True
+) -> Iterator[None]:
+    """Apply edits to forwards of [variants * prompts, tokens], variant by variant, edit by edit.
 
-    `has_last` says whether the last token of the prompts is in the pass. Problem if an edited
-    module did not run just once a forward: an edit that fires twice would be applied twice.
+    The edits stand in the order of their lowest layers; a layer sees the runs of those that began
+    there or below. `has_last` says whether the last token of the prompts is in the pass. Problem if
+    an edited module did not run just once a forward: an edit that fires twice would be applied twice.
     """
-    if edit.position == "last" and not has_last:
-        yield
-        return
     handles: list[RemovableHandle] = []
     patched: list[tuple[Any, Any]] = []  # (module, its own forward if it had one)
-    count = dict.fromkeys(edit.vectors, 0)
+    places = _places(edits, has_last)
+    count = dict.fromkeys(places, 0)
 
-    def changed(layer: int, output: torch.Tensor) -> torch.Tensor:
-        count[layer] += 1
-        vector = edit.vectors[layer].to(output).repeat_interleave(prompts, 0)[:, None]
-        shape = output.shape
+    def rows_of(tensor: torch.Tensor, layer: int) -> torch.Tensor:
         # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
-        output = output.view(len(vector), -1, shape[-1])
-        if edit.position == "last":
-            before, last = output[:, :-1], output[:, -1:]
-            last = vector if edit.mode == "replace" else last + vector
-            output = torch.cat([before, last], 1)
-        else:
-            # Copied, since some blocks add to it in place.
-            replaced = edit.mode == "replace"
-            output = vector.expand_as(output).clone() if replaced else output + vector
-        return output.reshape(shape)
+        return tensor.view(_running(edits, layer) * prompts, -1, tensor.shape[-1])
 
-    def hook(layer: int) -> Callable:
-        def change(module, args, output):
-            new = changed(layer, first(output))
+    def change(key: tuple[Sublayer, int], rows: torch.Tensor) -> None:
+        count[key] += 1
+        for begin, edit in places[key]:
+            some = rows[begin * prompts : (begin + edit.variants) * prompts]
+            some = some[:, -1:] if edit.position == "last" else some
+            vector = edit.vectors[key[1]].to(rows).repeat_interleave(prompts, 0)[:, None]
+            if edit.mode == "replace":
+                some.copy_(vector)
+            else:
+                some.add_(vector)
+
+    def hook(key: tuple[Sublayer, int]) -> Callable:
+        def changed(module, args, output):
+            new = first(output).clone()  # some blocks add to it in place
+            change(key, rows_of(new, key[1]))
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
-        return change
+        return changed
+
+    def patch(module: Any, forward: Callable) -> None:
+        patched.append((module, vars(module).get("forward")))
+        module.forward = forward
+
+    def skip(layer: int, replaced: list[int]) -> None:
+        """Compute an FFN for those variants alone that are not replaced, if there are any."""
+        key: tuple[Sublayer, int] = ("ffn", layer)
+        module: Any = engine.part(layer, "ffn")
+        inner: Any = engine.part(layer, "bypass") if engine.family.bypass else None
+        running = _running(edits, layer)
+        kept = sorted({*range(running)} - {*replaced})
+        chosen = torch.tensor([v * prompts + i for v in kept for i in range(prompts)]).long()
+        chosen = chosen.to(engine.device)
+        own, own_inner = module.forward, inner and inner.forward
+
+        def narrowed(x):
+            rows = rows_of(x, layer)[chosen]
+            return rows.flatten(0, 1) if x.dim() == 2 else rows
+
+        def whole(x, *args):
+            if kept:
+                some = own(x if inner else narrowed(x), *args)
+                parts = some.view(len(chosen), -1, some.shape[-1])
+                rows = parts.new_empty(running * prompts, *parts.shape[1:])
+                rows[chosen] = parts
+            else:  # the bypassed and the replaced module hand on a tensor of the right shape
+                some, rows = x, rows_of(torch.empty_like(x), layer)
+            change(key, rows)
+            return rows.flatten(0, 1) if some.dim() == 2 else rows
+
+        patch(module, whole)
+        if inner:
+            patch(inner, (lambda x: own_inner(narrowed(x))) if kept else (lambda x: x))
 
     try:
-        for layer in edit.vectors:
-            module: Any = engine.part(layer, edit.sublayer)
-            if edit.sublayer == "ffn" and edit.mode == "replace" and edit.position == "all":
-                # The bypassed and the replaced module hand on a tensor of the right shape.
-                patched.append((module, vars(module).get("forward")))
-                module.forward = lambda x, *args, layer=layer: changed(layer, x)
-                if engine.family.bypass:
-                    inner: Any = engine.part(layer, "bypass")
-                    patched.append((inner, vars(inner).get("forward")))
-                    inner.forward = lambda x: x
+        for (sublayer, layer), found in places.items():
+            replaced = [
+                variant
+                for begin, edit in found
+                if edit.mode == "replace" and edit.position == "all"
+                for variant in range(begin, begin + edit.variants)
+            ]
+            if sublayer == "ffn" and replaced:
+                skip(layer, replaced)
             else:
-                handles.append(module.register_forward_hook(hook(layer)))
+                handle = engine.part(layer, sublayer).register_forward_hook(hook((sublayer, layer)))
+                handles.append(handle)
         with hooks(handles):
             yield
     finally:
@@ -108,11 +149,29 @@ def applied(engine: Engine, edit: Edit, prompts: int, has_last: bool = True) -> 
             del module.forward
             if own is not None:  # DeepSpeed's, on this very module
                 module.forward = own
-    if wrong := [layer for layer, times in count.items() if times != 1]:
+    if wrong := [key for key, times in count.items() if times != 1]:
+        sublayer, layer = wrong[0]
         raise Problem(
-            f"the {edit.sublayer} of layer {wrong[0]} ran {count[wrong[0]]} times in one forward, "
+            f"the {sublayer} of layer {layer} ran {count[wrong[0]]} times in one forward, "
             "not once; correct the family's row in workflow/vecsweep/engine/families.py"
         )
+
+
+def _running(edits: Sequence[Edit], layer: int) -> int:
+    """Variants that a layer sees: of the edits that begin there or below."""
+    return sum(edit.variants for edit in edits if edit.lowest <= layer)
+
+
+def _places(edits: Sequence[Edit], has_last: bool) -> dict[tuple[Sublayer, int], list]:
+    """(sublayer, layer) -> (its first variant, edit) of the edits that change it."""
+    places: dict[tuple[Sublayer, int], list] = {}
+    begin = 0
+    for edit in edits:
+        if has_last or edit.position == "all":
+            for layer in edit.vectors:
+                places.setdefault((edit.sublayer, layer), []).append((begin, edit))
+        begin += edit.variants
+    return places
 
 
 Call = tuple[tuple, dict[str, Any]]  # the arguments of a block
@@ -122,8 +181,8 @@ Call = tuple[tuple, dict[str, Any]]  # the arguments of a block
 class CleanRun:
     """An unedited run of prompts of one length: what every block was called with.
 
-    `rows` are the prompts' places in the list given; `last` [prompts, d_model] the last block's
-    output at the last token; `calls` and `prefix_calls` (None without a shared beginning) hold
+    `rows` are the prompts' places in the list given, `tokens` how many each has behind the shared
+    beginning; `last` [prompts, d_model] the last block's output at the last token; `calls` and `prefix_calls` (None without a shared beginning) hold
     each block's arguments.
 
     Of a run for edits of the last token `calls` are those of that token alone, `earlier` the keys
@@ -132,6 +191,7 @@ class CleanRun:
     """
 
     rows: list[int]
+    tokens: int
     last: torch.Tensor
     calls: list[Call]
     prefix_calls: list[Call] | None
@@ -188,7 +248,7 @@ def clean_runs(
     size = max(1, engine.batch_tokens // max(1, variants))
     for rows in equal_length_batches([len(r) for r in rests], size):
         ids = torch.tensor([rests[i] for i in rows], device=engine.device)
-        past, start = copy.deepcopy(cache), prefix
+        past, start, tokens = copy.deepcopy(cache), prefix, ids.shape[1]
         if past is not None:
             past.batch_repeat_interleave(len(rows))
         if last_only and ids.shape[1] > 1:
@@ -203,61 +263,91 @@ def clean_runs(
         with _recorded(engine) as calls, hooks([keep]), _given(engine, last_only) as outputs:
             run_decoder(engine, ids, past, start)
         again = None if last_only else prefix_calls
-        yield CleanRun(rows, output[0], calls, again, last_only, earlier, outputs)
+        yield CleanRun(rows, tokens, output[0], calls, again, last_only, earlier, outputs)
+
+
+def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
+    """The last block's output at the last token under an edit: [variants, prompts, d_model]."""
+    return next(resume_all(engine, clean, [edit]))
+
+
+def resume_all(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> Iterator[torch.Tensor]:
+    """The same of several edits, in their order: as many run in one pass over the weights as fit.
+
+    Each starts from the clean input of the lowest block that it changes; there its runs join those
+    that are under way. ValueError if a run for edits of the last token is given one of all.
+    """
+    room = engine.batch_tokens // max(1, len(clean.rows) * clean.tokens)
+    together: list[Edit] = []
+    for edit in edits:
+        if clean.last_only and edit.position != "last":
+            raise ValueError("this clean run is for edits of the last token")
+        if together and sum(other.variants for other in together) + edit.variants > room:
+            yield from _resume(engine, clean, together)
+            together = []
+        together.append(edit)
+    if together:
+        yield from _resume(engine, clean, together)
 
 
 @torch.inference_mode()
-def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
-    """The last block's output at the last token under an edit: [variants, prompts, d_model].
-
-    Starts from the clean input of the lowest edited block. ValueError if a run for edits of the
-    last token is given an edit of all.
-    """
-    prompts, variants = len(clean.rows), edit.variants
-    if clean.last_only and edit.position != "last":
-        raise ValueError("this clean run is for edits of the last token")
+def _resume(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> list[torch.Tensor]:
+    order = sorted(range(len(edits)), key=lambda i: edits[i].lowest)
+    joining, prompts = [edits[i] for i in order], len(clean.rows)
     cache = None
     if clean.earlier is not None:
         cache = copy.deepcopy(clean.earlier)
-        each = torch.arange(prompts, device=engine.device).repeat(variants)
-        layers: Any = cache.layers[min(edit.vectors) :]  # those below do not run
-        for layer in layers:
-            layer.batch_select_indices(each)
+        each = torch.arange(prompts, device=engine.device)
+        cached: list[Any] = cache.layers
+        for number, layer in enumerate(cached):
+            if running := _running(joining, number):  # those below do not run
+                layer.batch_select_indices(each.repeat(running))
     elif clean.prefix_calls:
         cache = DynamicCache(config=engine.model.config)
-        with applied(engine, edit, 1, has_last=False):
-            _run_blocks(engine, clean.prefix_calls, min(edit.vectors), variants, 1, cache)
+        with applied(engine, joining, 1, has_last=False):
+            _run_blocks(engine, clean.prefix_calls, joining, 1, cache)
         cache.batch_repeat_interleave(prompts)
-    with applied(engine, edit, prompts):
-        hidden = _run_blocks(engine, clean.calls, min(edit.vectors), variants, prompts, cache)
-    return hidden[:, -1].view(variants, prompts, -1)
+    with applied(engine, joining, prompts):
+        last = _run_blocks(engine, clean.calls, joining, prompts, cache)[:, -1]
+    states = last.view(-1, prompts, last.shape[-1]).split([edit.variants for edit in joining])
+    return [state for _, state in sorted(zip(order, states), key=lambda pair: pair[0])]
 
 
 def _run_blocks(
-    engine: Engine, calls: list[Call], start: int, variants: int, prompts: int, cache: Cache | None
+    engine: Engine, calls: list[Call], edits: Sequence[Edit], prompts: int, cache: Cache | None
 ) -> torch.Tensor:
-    """Run the blocks from `start` on, on `variants` copies of the recorded batch."""
+    """Run the blocks from the lowest edit on, on copies of the recorded batch: one a variant."""
     heads = engine.model.config.num_attention_heads // engine.head_shards
 
-    def widened(value: Any, rows: int = prompts) -> Any:
+    def widened(value: Any, variants: int, rows: int = prompts) -> Any:
         if isinstance(value, Cache):
             return cache
         if isinstance(value, tuple):
-            return tuple(widened(v) for v in value)
+            return tuple(widened(v, variants) for v in value)
         if torch.is_tensor(value) and value.dim() > 1 and len(value) == rows:
             return value.repeat(variants, *[1] * (value.dim() - 1))
         return value  # what all prompts share
 
-    hidden: Any = None  # of the first block that runs, its recorded input
-    for block, (args, kwargs) in list(zip(engine.blocks, calls))[start:]:
-        given = [widened(value) for value in args]
+    hidden: Any = None
+    for layer, (block, (args, kwargs)) in enumerate(zip(engine.blocks, calls)):
+        running = _running(edits, layer)
+        if not running:
+            continue
+        joined = running - (0 if hidden is None else len(hidden) // prompts)
+        given, named = list(args), dict(kwargs)
+        recorded = given.pop(0) if given else named.pop("hidden_states")
+        if joined:  # they begin with what the block was given in the clean run
+            new = widened(recorded, joined)
+            hidden = new if hidden is None else torch.cat([hidden, new])
         named = {
-            name: widened(value, prompts * heads if name in engine.family.per_head else prompts)
-            for name, value in kwargs.items()
+            name: widened(
+                value, running, prompts * heads if name in engine.family.per_head else prompts
+            )
+            for name, value in named.items()
         }
-        if hidden is not None and given:
-            given[0] = hidden
-        elif hidden is not None:
-            named["hidden_states"] = hidden
-        hidden = first(block(*given, **named))
+        given = [widened(value, running) for value in given]
+        if args:
+            hidden = first(block(hidden, *given, **named))
+        else:
+            hidden = first(block(hidden_states=hidden, **named))
     return hidden

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from vecsweep.engine.decoding import decode
-from vecsweep.engine.edits import Edit, clean_runs, resume
+from vecsweep.engine.edits import Edit, clean_runs, resume_all
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import progress_line
 
@@ -45,15 +45,17 @@ def run_plans(
     targets = target_tokens(rows)
     others = AmongAnswers(rows, answers)
     widest = max(len(plan.labels) for plan in plans)
+    edits = [
+        Edit(dict.fromkeys(range(plan.start, plan.end + 1), plan.vectors), plan.mode, plan.position)
+        for plan in plans
+    ]
     progress = progress_line(len(rows), engine.leader) if report else lambda prompts, tokens: None
 
     def pieces():
         for clean in clean_runs(engine, [row["token_ids"] for row in rows], widest):
             chosen = [tokens[clean.rows] for tokens in targets]
             yield clean.last, chosen, (clean.rows, None)
-            for plan in plans:
-                vectors = dict.fromkeys(range(plan.start, plan.end + 1), plan.vectors)
-                after = resume(engine, clean, Edit(vectors, plan.mode, plan.position))
+            for plan, after in zip(plans, resume_all(engine, clean, edits)):
                 count = len(plan.labels)
                 yield (
                     after.flatten(0, 1),

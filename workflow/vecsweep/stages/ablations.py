@@ -1,12 +1,13 @@
 """Stage `ablations`: accuracy with sublayers removed, abstractive beside extractive (Figure 7)."""
 
+import itertools
 import math
 import random
 
 import torch
 
 from vecsweep import tables
-from vecsweep.engine.edits import Edit, clean_runs, resume
+from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
 from vecsweep.engine.forward import equal_length_batches, first, hooks, run_decoder
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
@@ -55,12 +56,22 @@ def removed_layers(layers: int, step: int, order: str, seed: int) -> list[int]:
     return sorted(sequence[: math.ceil(step * layers / STEPS)])
 
 
+def removal(kind: tuple[Sublayer, str, str], removed: list[int]) -> tuple:
+    """What tells one removal from another: orders meet in the same layers, at the last step."""
+    return kind[:2], tuple(removed)
+
+
 def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
     """An outcome for each prompt (both sets), kind and step; step 0 is the clean run."""
     layers, d_model = len(engine.blocks), engine.model.config.hidden_size
     means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else {}
     zero = torch.zeros(1, d_model)
     progress = progress_line(len(rows), engine.leader)
+    edits = {}
+    for kind, step in itertools.product(kinds, range(1, STEPS + 1)):
+        removed = removed_layers(layers, step, kind[2], seed)
+        vectors = {layer: means[layer] if kind[1] == "mean" else zero for layer in removed}
+        edits[removal(kind, removed)] = Edit(vectors, sublayer=kind[0])
 
     def pieces():
         offset = 0
@@ -71,15 +82,11 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
             for clean in clean_runs(engine, group, 1):
                 chosen = [members[i] for i in clean.rows]
                 tokens = [t[clean.rows] for t in targets]
-                for kind in kinds:
-                    sublayer, value, order = kind
-                    for step in range(STEPS + 1):
-                        removed = removed_layers(layers, step, order, seed)
-                        state = clean.last
-                        if removed:
-                            vectors = {i: means[i] if value == "mean" else zero for i in removed}
-                            state = resume(engine, clean, Edit(vectors, sublayer=sublayer))[0]
-                        yield state, tokens, (chosen, kind, step, len(removed))
+                states = dict(zip(edits, resume_all(engine, clean, list(edits.values()))))
+                for kind, step in itertools.product(kinds, range(STEPS + 1)):
+                    removed = removed_layers(layers, step, kind[2], seed)
+                    state = states[removal(kind, removed)][0] if removed else clean.last
+                    yield state, tokens, (chosen, kind, step, len(removed))
                 progress(len(chosen), sum(len(row["token_ids"]) for row in chosen))
 
     return [

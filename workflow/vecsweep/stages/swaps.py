@@ -7,12 +7,13 @@ An idle one leaves it too: so every update is also dropped, by itself.
 Interchange interventions (Geiger et al., arXiv 2106.02997) of the updates of arXiv 2305.16130.
 """
 
+import itertools
 import random
 
 import torch
 
 from vecsweep import tables
-from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume
+from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
@@ -105,16 +106,16 @@ def exchange(engine, readout, rows: list[dict]) -> list[dict]:
             nobody = torch.full_like(answers[:1], -1)
             own = answers[clean.rows].repeat(len(rows) + 1, 1)
             others = torch.cat([answers, nobody]).repeat_interleave(len(clean.rows), 0)
-            for layer in layers:
-                for part, sublayer in PARTS.items():
-                    given = torch.cat([run.outputs[sublayer, layer] for run in runs])
-                    given = given[place.to(given.device)]
-                    if part != "state":  # which nothing is left without
-                        given = torch.cat([given, torch.zeros_like(given[:1])])
-                    edit = Edit({layer: given}, "replace", "last", sublayer)
-                    state = resume(engine, clean, edit).flatten(0, 1)
-                    targets = own[: len(state)], others[: len(state)]
-                    yield state, targets, (clean.rows, layer, part)
+            edits = {}
+            for layer, (part, sublayer) in itertools.product(layers, PARTS.items()):
+                given = torch.cat([run.outputs[sublayer, layer] for run in runs])
+                given = given[place.to(given.device)]
+                if part != "state":  # which nothing is left without
+                    given = torch.cat([given, torch.zeros_like(given[:1])])
+                edits[layer, part] = Edit({layer: given}, "replace", "last", sublayer)
+            for key, after in zip(edits, resume_all(engine, clean, list(edits.values()))):
+                state = after.flatten(0, 1)
+                yield state, (own[: len(state)], others[: len(state)]), (clean.rows, *key)
             progress(len(clean.rows), len(own) * len(layers) * len(PARTS))
 
     outcomes = []
