@@ -10,15 +10,14 @@ from vecsweep.figures.drawing import (
     ANSWER,
     APPLIED,
     ARGUMENT,
-    NO_TASK,
     NO_VECTOR,
     OCHRE,
+    Empty,
     end_of,
     injected_tasks,
     legend,
     line_key,
     models_of,
-    nothing,
     patch_key,
     printable,
     records,
@@ -36,10 +35,10 @@ SITES = {
 
 def example(connection):
     """Top token after each sublayer, layer by layer, one prompt a model (paper Fig. 2)."""
-    chosen = records(connection, "FROM stage_examples ORDER BY parameters, model")
     models, tasks = models_of(connection), tasks_of(connection)
+    chosen = by_model(connection, "FROM stage_examples")
     if not chosen:
-        return nothing("no prompt was kept")
+        raise Empty("no prompt was kept")
     deepest = max(row["layers"] for row in chosen)
     size = (max(5.4, 2.55 * len(chosen) + 0.3), 0.155 * deepest + 2.2)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -64,6 +63,12 @@ def example(connection):
     ]
     legend(figure, keys, columns=3)
     return figure
+
+
+def by_model(connection, query: str) -> list[dict]:
+    """The rows of a query with one for a model, in the models' order."""
+    rows = {row["model"]: row for row in records(connection, query)}
+    return [rows[model] for model in models_of(connection) if model in rows]
 
 
 def draw_tokens(connection, panel, row: dict) -> None:
@@ -130,10 +135,10 @@ def appliers(function_site, sites: list[str]) -> list[str]:
 
 def intervention_example(connection):
     """One prompt under the o-vector from every start layer (paper Figure 4)."""
-    chosen = records(connection, "FROM intervention_examples ORDER BY parameters, model")
     models, tasks = models_of(connection), tasks_of(connection)
-    if not chosen:
-        return nothing(NO_VECTOR if injected_tasks(connection) else NO_TASK)
+    chosen = by_model(connection, "FROM intervention_examples")
+    if injected_tasks(connection) and not chosen:
+        raise Empty(NO_VECTOR)
     deepest = max(row["layers"] for row in chosen)
     size = (max(5.4, 2.75 * len(chosen) + 0.3), 0.155 * deepest + 2.2)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
