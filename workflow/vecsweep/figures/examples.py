@@ -95,7 +95,9 @@ def draw_tokens(connection, panel, row: dict) -> None:
     if first is not None:
         bands.append((first, last + 1, ARGUMENT))
     if applied is not None:
-        bands += [(applied, applied + 1, APPLIED), (applied + 1, layers, ANSWER)]
+        # A layer can have both: the argument before its FFN, the answer after it.
+        start = applied + 0.5 * (last == applied)
+        bands += [(start, applied + 1, APPLIED), (applied + 1, layers, ANSWER)]
     width = 0.06 * len(sites)
     for top, bottom, colour in bands:
         panel.add_patch(

@@ -97,8 +97,9 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
     axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) - 0.4, -0.6))
     axes.set_yticks(range(len(shown)), [METHODS[name][0] for name in shown])
     thin = {"color": "black", "linewidth": 0.8}
-    for cell, panel in panels.items():
+    for panel in figure.axes:
         panel.tick_params(axis="y", length=0)
+    for cell, panel in panels.items():
         rows = {row["method"]: row for row in cells[cell]}
         for column, (_, style) in lines.items():
             panel.axvline(cells[cell][0][column], linestyle=style, zorder=1, **thin)
