@@ -18,7 +18,7 @@ ALLOWED = {
     "stages": {
         *("files", "layout", "sweep", "statistics", "bands", "tables", "tasks", "engine", "methods")
     },
-    "figures": {"figures"},
+    "figures": {"figures", "statistics"},
 }
 
 

@@ -151,15 +151,13 @@ def subsets(connection, model: str, task: str, prompt_set: str):
         yield labels, np.stack([wide["argument"].values, wide["answer"].values], axis=1)
 
 
-def add_bands(connection, resamples: int, only: tuple[str, ...] = ()) -> None:
-    """What figures draw with a band: `layer_bands`, `part_bands`, `length_bands`.
+def add_bands(connection, resamples: int) -> None:
+    """What figures draw with a band: `layer_bands`, `part_bands`.
 
-    Means over prompts of the views methods_by_layer, parts and word_lengths; the share of a part
-    is of the whole vector's lift. `only` names some of these tables.
+    Means over prompts of the views methods_by_layer and parts; the share of a part is of the
+    whole vector's lift.
     """
     for query, table, keys, columns in BANDS:
-        if only and table not in only:
-            continue
         rows = connection.execute(f"SELECT * FROM {query}").df()
         add(
             connection, table, pd.DataFrame(columns=[*keys, *columns]).astype(_types(keys, columns))
@@ -173,7 +171,7 @@ def add_bands(connection, resamples: int, only: tuple[str, ...] = ()) -> None:
 
 
 def _types(keys, columns):
-    numbers = {"start_layer": "int32", "size": "int32", "prompts": "int32"}
+    numbers = {"start_layer": "int32", "prompts": "int32"}
     return dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64") | {
         c: kind for c, kind in numbers.items() if c in (*keys, *columns)
     }  # fmt: skip
@@ -186,10 +184,6 @@ def _layer_band(group, resamples):
 def _part_band(group, resamples):
     lift, whole = group.after - group.before, group.whole - group.before
     return *share_band(lift, whole, resamples), band(whole, resamples)[1]
-
-
-def _length_band(group, resamples):
-    return *band(group.before, resamples), *band(group.after, resamples)
 
 
 # View or query, table, keys, columns of its bands after the number of prompts.
@@ -206,11 +200,5 @@ BANDS = (
         ["model", "task", "basis", "k"],
         ["prompts", "share", "low", "high", "whole_low"],
     ),
-    (
-        "lengths",
-        "length_bands",
-        ["model", "length", "size"],
-        ["prompts", "before", "before_low", "before_high", "after", "after_low", "after_high"],
-    ),
 )
-BANDED = {"layer_bands": _layer_band, "part_bands": _part_band, "length_bands": _length_band}
+BANDED = {"layer_bands": _layer_band, "part_bands": _part_band}

@@ -272,7 +272,7 @@ SUMMARY = Stage(
     memory=(8000, 0, 8000),
     minutes=(120, 0, 120),
     environment="tables",
-    version=2,
+    version=3,
 )
 FIGURES = Stage(
     "figures",

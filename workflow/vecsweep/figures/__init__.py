@@ -20,29 +20,41 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
-    "reciprocal_rank": Figure("curves", 2, "Argument and answer by depth", "Stages"),
-    "example": Figure("examples", 1, "Top tokens of one prompt, layer by layer", "Stages"),
-    "patterns": Figure("patterns", 2, "Patterns and applying sublayers", "Stages"),
-    "crossover": Figure("curves", 2, "Crossover against model size", "Stages"),
-    "attribution": Figure("attribution", 1, "What each layer adds to the answer", "Stages"),
-    "extractive": Figure("curves", 2, "Abstractive and extractive prompts", "Stages"),
-    "interventions": Figure("interventions", 2, "Answer before and after", "o-vectors"),
+    "reciprocal_rank": Figure("curves", 3, "Argument and answer by depth", "Stages"),
+    "example": Figure("examples", 2, "Top tokens of one prompt, layer by layer", "Stages"),
+    "patterns": Figure("patterns", 3, "Patterns and applying sublayers", "Stages"),
+    "crossover": Figure("curves", 3, "Depth of the crossover", "Stages"),
+    "attribution": Figure("attribution", 2, "What each layer adds to the answer", "Stages"),
+    "extractive": Figure("curves", 3, "Abstractive and extractive prompts", "Stages"),
+    "interventions": Figure("interventions", 3, "Answer before and after", "o-vectors"),
     "intervention_example": Figure(
-        "examples", 1, "One prompt, from every start layer", "o-vectors"
+        "examples", 2, "One prompt, from every start layer", "o-vectors"
     ),
-    "start_layers": Figure("interventions", 2, "Source layer and start layer", "o-vectors"),
-    "methods": Figure("methods", 1, "Every method at its best", "o-vectors"),
-    "others_answers": Figure("methods", 1, "The own answer among the others'", "o-vectors"),
-    "methods_by_layer": Figure("methods", 1, "Methods from every start layer", "o-vectors"),
-    "parts": Figure("methods", 2, "Parts of an o-vector", "o-vectors"),
-    "tokenization": Figure("relations", 2, "Effect by tokenization", "o-vectors"),
-    "relations": Figure("relations", 2, "Effect by kind of relation", "o-vectors"),
-    "ablations": Figure("ablations", 1, "FFNs removed from the top down", "Ablations"),
-    "ablation_twins": Figure("ablations", 1, "Other ways of removal", "Ablations"),
-    "swaps": Figure("swaps", 1, "Function or fact: layers exchanged", "Ablations"),
+    "start_layers": Figure("interventions", 3, "Source layer and start layer", "o-vectors"),
+    "methods": Figure("methods", 2, "Every method at its best", "o-vectors"),
+    "others_answers": Figure("methods", 2, "The own answer among the others'", "o-vectors"),
+    "methods_by_layer": Figure("methods", 2, "Methods from every start layer", "o-vectors"),
+    "parts": Figure("methods", 3, "Parts of an o-vector", "o-vectors"),
+    "ablations": Figure("ablations", 2, "FFNs removed from the top down", "Ablations"),
+    "ablation_twins": Figure("ablations", 2, "Other ways of removal", "Ablations"),
+    "swaps": Figure("swaps", 2, "Function or fact: updates exchanged", "Ablations"),
 }
 
 
 def drawer(name: str) -> Callable:
-    """The function that draws a figure. Only its module is imported: drawing packages are slow."""
-    return getattr(import_module(f"vecsweep.figures.{FIGURES[name].module}"), name)
+    """The function that draws a figure: a read-only connection in, a matplotlib Figure out.
+
+    Only its module is imported: drawing packages are slow. Where there is nothing to draw, the
+    figure says why.
+    """
+    draw = getattr(import_module(f"vecsweep.figures.{FIGURES[name].module}"), name)
+
+    def drawn(connection):
+        from vecsweep.figures.drawing import Empty, nothing
+
+        try:
+            return draw(connection)
+        except Empty as reason:
+            return nothing(str(reason))
+
+    return drawn

@@ -1,18 +1,20 @@
 """Figures of the ablations: accuracy with sublayers removed (paper Figure 7)."""
 
+import itertools
+
 from vecsweep.figures.drawing import (
     ANSWER,
     OCHRE,
+    PANELS,
     band_key,
+    counted,
     grid,
     legend,
     line_key,
     models_of,
-    note,
-    nothing,
     records,
-    say_empty,
-    tasks_of,
+    sheet,
+    tasks_among,
 )
 
 SETS = {
@@ -27,37 +29,50 @@ KINDS = {
     ("ffn", "zero", "random"): "FFNs, in random order",
     ("ffn", "mean", "top"): "FFNs by their mean, from the top",
 }
-PAPER = next(iter(KINDS))
-EMPTY = "no task was ablated"
+PAPER, *TWINS = KINDS
+MISSING, WORDS = "not ablated", "n = {} and {}"
+
+
+def prompts_of(curves: dict) -> dict:
+    """{cell: prompts of each set}; 0 of a set that has none."""
+    return {
+        cell: [sets[name][0]["prompts"] if name in sets else 0 for name in SETS]
+        for cell, sets in curves.items()
+    }
 
 
 def ablations(connection):
     """Accuracy against the share of FFNs removed from the top down: panels models x tasks."""
-    curves = curves_of(connection)
-    known = {task for _, task, kind in curves if kind == PAPER}
-    tasks = {task: title for task, title in tasks_of(connection).items() if task in known}
-    if not tasks:
-        return nothing(EMPTY)
-    figure, panels = grid(models_of(connection), tasks)
-    for (model, task), panel in panels.items():
-        draw(panel, curves.get((model, task, PAPER)))
+    curves = {
+        (model, task): sets
+        for (model, task, kind), sets in curves_of(connection).items()
+        if kind == PAPER
+    }
+    tasks = tasks_among(connection, {task for _, task in curves}, "no task was ablated")
+    figure, panels = sheet(connection, prompts_of(curves), WORDS, MISSING, tasks)
+    for cell, panel in panels.items():
+        draw(panel, curves[cell])
     figure.supxlabel("Share of the FFNs removed, from the top layer down")
     return finished(figure)
 
 
 def ablation_twins(connection):
     """The same for other sublayers, orders and values: a column each kind of removal."""
-    curves = curves_of(connection)
-    known = {task for _, task, kind in curves if kind != PAPER}
-    tasks = {task: title for task, title in tasks_of(connection).items() if task in known}
-    if not tasks:
-        return nothing(
-            EMPTY if not curves else "no task was ablated in other ways than the paper's"
-        )
-    names = {(t, k): f"{title}: {name}" for t, title in tasks.items() for k, name in KINDS.items()}
-    figure, panels = grid(models_of(connection), names, columns=len(KINDS))
-    for (model, (task, kind)), panel in panels.items():
-        draw(panel, curves.get((model, task, kind)))
+    curves = {
+        ((model, task), kind): sets
+        for (model, task, kind), sets in curves_of(connection).items()
+        if kind != PAPER
+    }
+    known = {task for (_, task), _ in curves}
+    why = "no task was ablated in other ways than the paper's"
+    pairs = itertools.product(
+        tasks_among(connection, known, why).items(), models_of(connection).items()
+    )
+    cells = {(model, task): f"{label}: {title}" for (task, title), (model, label) in pairs}
+    cells = dict([*cells.items()][: PANELS // len(TWINS)])
+    figure, panels = grid(cells, {kind: KINDS[kind] for kind in TWINS}, 1.5)
+    for cell, panel in counted(panels, prompts_of(curves), WORDS, MISSING).items():
+        draw(panel, curves[cell])
     figure.supxlabel("Share of the sublayers removed")
     return finished(figure)
 
@@ -73,21 +88,14 @@ def finished(figure):
     return figure
 
 
-def draw(panel, sets: dict | None) -> None:
+def draw(panel, sets: dict) -> None:
     """Accuracy of each prompt set with Wilson 95 % bands, from {prompt_set: rows by step}."""
-    if not sets:
-        say_empty(panel, None, "not ablated")
-        return
     for name, look in SETS.items():
-        rows = sets.get(name, [])
         x, y, low, high = (
-            [row[key] for row in rows] for key in ("fraction", "accuracy", "low", "high")
+            [row[key] for row in sets[name]] for key in ("fraction", "accuracy", "low", "high")
         )
         panel.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
         panel.plot(x, y, **look)
-    counts = [rows[0]["prompts"] for rows in sets.values()]
-    same = len(set(counts)) == 1 < len(counts)
-    note(panel, f"n = {counts[0]} each" if same else f"n = {', '.join(map(str, counts))}", 0.98)
 
 
 def curves_of(connection) -> dict:

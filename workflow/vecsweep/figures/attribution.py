@@ -6,13 +6,10 @@ from vecsweep.figures.drawing import (
     PURPLE,
     band_key,
     by_cell,
-    grid,
     legend,
     line_key,
-    models_of,
-    note,
-    say_empty,
-    tasks_of,
+    prompt_counts,
+    sheet,
 )
 
 PARTS = {
@@ -22,21 +19,18 @@ PARTS = {
 
 
 def attribution(connection):
-    """Contributions in logits by depth: panels models x tasks, a scale for each model."""
+    """Contributions in logits by depth: panels models x tasks, each with a scale of its own."""
     query = """FROM attribution_shares
                WHERE prompt_set = 'abstractive' AND layer IS NOT NULL ORDER BY layer"""
     cells = by_cell(connection, query)
-    counts = by_cell(connection, "FROM correct_counts WHERE prompt_set = 'abstractive'")
-    figure, panels = grid(models_of(connection), tasks_of(connection), share="row")
+    counts = prompt_counts(connection, "abstractive")
+    figure, panels = sheet(connection, counts, "n = {} of {}", sharey=False)
     for cell, panel in panels.items():
-        panel.set(xlim=(0, 1.02), xticks=(0, 0.5, 1))
-        panel.xaxis.set_major_formatter("{x:g}")
         panel.axhline(0, color=GREY, linewidth=0.6, zorder=0)
-        if cell not in cells:
-            say_empty(panel, counts[cell][0]["prompts"] if cell in counts else 0)
-            continue
+        panel.locator_params(axis="y", nbins=5)
         draw(panel, cells[cell])
-        note(panel, f"n = {cells[cell][0]['prompts']}")
+    figure.axes[0].set(xlim=(0, 1.02), xticks=(0, 0.5, 1))
+    figure.axes[0].xaxis.set_major_formatter("{x:g}")
     figure.supxlabel("Depth, (layer + 1) / layers")
     figure.supylabel("Added to logit(answer) \u2212 logit(argument)")
     legend(figure, [*(line_key(name, **look) for name, look in PARTS.values()), band_key()])

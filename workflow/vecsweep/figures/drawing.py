@@ -10,14 +10,20 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from vecsweep.statistics import FEW
+
 # From seaborn's "colorblind" palette; argument and answer have the same colours everywhere.
 ARGUMENT, ANSWER = "#D55E00", "#0173B2"
 APPLIED, NEUTRAL, GREY = "#029E73", "#CFCFCF", "#6B6B6B"
 PALE, PURPLE, OCHRE = "#8CCBEF", "#CC78BC", "#DE8F05"
-FEW_PROMPTS = 20
+PANELS, MODELS = 8, 4  # at most in one figure: print that is larger than a page is not read
 NO_TASK = "no task's o-vectors were injected"
 NO_VECTOR = "no prompt gave an o-vector"
 FONT = "DejaVu Sans"  # comes with matplotlib, so that figures look the same everywhere
+
+
+class Empty(Exception):
+    """There is nothing to draw, and why: the figure says it."""
 
 
 def style() -> dict:
@@ -54,9 +60,10 @@ def style() -> dict:
     )
 
 
-def models_of(connection) -> dict[str, str]:
-    """{model: label with its size}, smallest first."""
-    rows = connection.execute("SELECT model, parameters FROM models ORDER BY 2, 1").fetchall()
+def models_of(connection, most: int = MODELS) -> dict[str, str]:
+    """{model: label with its size} in the order of all figures: the largest first, at most so many."""
+    query = "SELECT model, parameters FROM models ORDER BY 2 DESC, 1 LIMIT ?"
+    rows = connection.execute(query, [most]).fetchall()
     return {model: f"{model}, {in_words(parameters)}" for model, parameters in rows}
 
 
@@ -68,8 +75,23 @@ def in_words(parameters: int) -> str:
 
 
 def tasks_of(connection) -> dict[str, str]:
-    """{task: title}, in the config's order."""
+    """{task: title} in the order of all figures, the config's."""
     return dict(connection.execute("SELECT task, title FROM tasks ORDER BY place").fetchall())
+
+
+def tasks_among(connection, known, why: str) -> dict[str, str]:
+    """{task: title} of the tasks that are known; Empty if there is none."""
+    tasks = {task: title for task, title in tasks_of(connection).items() if task in known}
+    if not tasks:
+        raise Empty(why)
+    return tasks
+
+
+def injected_tasks(connection) -> dict[str, str]:
+    """{task: title} of the tasks whose o-vectors were injected; Empty if there is none."""
+    query = "SELECT task FROM tasks WHERE injected"
+    known = {task for (task,) in connection.execute(query).fetchall()}
+    return tasks_among(connection, known, NO_TASK)
 
 
 def records(connection, query: str, values=()) -> list[dict]:
@@ -79,58 +101,148 @@ def records(connection, query: str, values=()) -> list[dict]:
     return [dict(zip(names, row)) for row in answer.fetchall()]
 
 
-def grid(models: dict, tasks: dict, wide=2.0, high=1.5, share=True, columns=None):
-    """A Figure and its panels {(model, task): Axes}: a row each model, a column each task.
+def grid(down: dict, across: dict, high=1.35, left=0.9, sharex=True, sharey=True):
+    """A Figure and its panels {(key down, key across): Axes}, with both labels; 7.2 inches at most.
 
-    Many tasks wrap into several blocks of rows, as many as make the page about square. With
-    `share` all panels have the axes of the first one, and only the outer ones have tick labels.
+    A single row wraps into two where it has more than four panels. `high` is a panel's height,
+    `left` what stands beside the panels, in inches. Shared axes are labelled at the outer panels.
     """
-
-    def elongation(columns):
-        rows = math.ceil(len(tasks) / columns) * len(models)
-        return abs(math.log(wide * columns / (high * rows) / 1.2))
-
-    columns = columns or min(range(1, min(len(tasks), 8) + 1), key=elongation, default=1)
-    blocks = math.ceil(len(tasks) / columns) or 1
-    down = blocks * max(len(models), 1)
-    if columns == 1:
-        wide, high = max(wide, 4.4), max(high, 1.9)
-    size = (wide * columns + 0.9, high * down + 1.0)
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, columns, squeeze=False, sharex=share, sharey=share)
+    columns = len(across) if len(across) <= 4 else math.ceil(len(across) / 2)
+    blocks = math.ceil(len(across) / columns)
+    rows = blocks * len(down)
+    width = {1: 4.4, 2: 5.8}.get(columns, 7.2)
+    high = max(high, 1.8) if columns < 3 else high
+    figure = matplotlib.figure.Figure(figsize=(width, high * rows + 1.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    wide = (width - left) / columns
     panels = {}
-    for k, (task, title) in enumerate(tasks.items()):
+    for k, (key, title) in enumerate(across.items()):
         block, column = divmod(k, columns)
-        for m, (model, label) in enumerate(models.items()):
-            panel = panels[model, task] = axes[block * len(models) + m, column]
-            if m == 0:
-                panel.set_title(textwrap.fill(title, round(13 * wide)))
+        for m, (other, label) in enumerate(down.items()):
+            panel = panels[other, key] = axes[block * len(down) + m, column]
+            if m == 0:  # above the small print of say_above
+                panel.set_title(textwrap.fill(title, round(13 * wide)), pad=13)
             if column == 0:
                 # About 22 letters fit the height; long names break at hyphens.
                 panel.set_ylabel(textwrap.fill(label, round(14.7 * high)))
             # The last panel of a column may have empty places below it.
-            last = m == len(models) - 1 and k + columns >= len(tasks)
-            if share:
-                panel.tick_params(labelbottom=last, labelleft=column == 0)
+            last = m == len(down) - 1 and k + columns >= len(across)
+            if sharex:
+                panel.tick_params(labelbottom=last)
+            if sharey:
+                panel.tick_params(labelleft=column == 0)
     for panel in {*axes.flat} - {*panels.values()}:
         panel.set_axis_off()
     return figure, panels
 
 
-def note(panel, text: str, x=0.03, y=0.97) -> None:
-    """Small print in a corner of a panel; in the upper left one, curves have not risen yet."""
-    look = {"fontsize": 6.5, "color": GREY, "va": "top" if y > 0.5 else "bottom"}
-    look |= {"ha": "left" if x < 0.5 else "right"}
-    look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    panel.text(x, y, text, transform=panel.transAxes, **look)
+def sheet(connection, counts: dict, words="n = {}", missing="no prompts", tasks=None, **look):
+    """A Figure of panels models x tasks, and {(model, task): Axes} of those that are to be drawn.
+
+    `counts` has the numbers of prompts {(model, task): (n, ...)}, `words` says them above a panel.
+    Below FEW of any, a panel says so; without a count it says `missing`. Of `tasks`, all by
+    default, those stand in at most PANELS panels that have enough prompts in most models, then
+    those whose o-vectors were injected. The longer of models and tasks goes from left to right.
+    """
+    models = models_of(connection)
+    tasks = tasks_of(connection) if tasks is None else tasks
+    query = "SELECT task FROM tasks WHERE injected"
+    injected = {task for (task,) in connection.execute(query).fetchall()}
+
+    def last(task):
+        enough = [min(counts.get((model, task), [0])) >= FEW for model in models]
+        return -sum(enough), task not in injected
+
+    first = sorted(tasks, key=last)[: PANELS // len(models)]  # a stable sort: the config's order
+    tasks = {task: title for task, title in tasks.items() if task in first}
+    if len(models) > len(tasks):
+        figure, panels = grid(tasks, models, **look)
+        panels = {(model, task): panel for (task, model), panel in panels.items()}
+    else:
+        figure, panels = grid(models, tasks, **look)
+    return figure, counted(panels, counts, words, missing)
 
 
-def say_empty(panel, count, text: str = "no prompt\nanswered correctly") -> None:
+def vector_sheet(connection, cells: dict, **look):
+    """A sheet of the tasks whose o-vectors were injected, from {(model, task): rows with `prompts`}."""
+    counts = {cell: (rows[0]["prompts"],) for cell, rows in cells.items()}
+    tasks = injected_tasks(connection)
+    return sheet(connection, counts, missing=NO_VECTOR, tasks=tasks, **look)
+
+
+def counted(panels: dict, counts: dict, words="n = {}", missing="no prompts") -> dict:
+    """Say in every panel how many prompts it has; those of `panels` that have enough to be drawn."""
+    drawn = {}
+    for cell, panel in panels.items():
+        if min(counts.get(cell, [0])) >= FEW:
+            say_above(panel, words.format(*counts[cell]))
+            drawn[cell] = panel
+            continue
+        text = too_few(words, counts[cell]) if cell in counts else missing
+        say_empty(panel, textwrap.fill(text, 14))
+        # Ticks of axes that are no other panel's say nothing.
+        if len(panel.get_shared_y_axes().get_siblings(panel)) == 1:
+            panel.set_yticks([])
+        if len(panel.get_shared_x_axes().get_siblings(panel)) == 1:
+            panel.set_xticks([])
+    return drawn
+
+
+def too_few(words: str, numbers) -> str:
+    """What stands in the place of fewer than FEW prompts."""
+    return f"too few, {words.format(*numbers)}"
+
+
+def say_above(panel, text: str, x: int = 1) -> None:
+    """Small print above a panel, at its left (0) or right end (1): there it covers nothing."""
+    panel.annotate(
+        text, (x, 1), (0, 2), xycoords="axes fraction", textcoords="offset points",
+        ha="right" if x else "left", va="bottom", fontsize=6.5, color=GREY,
+    )  # fmt: skip
+
+
+def say_empty(panel, text: str) -> None:
     """Say in an empty panel why it is empty."""
-    if count is not None:
-        text = f"{text}\n(n = 0 of {count})" if count else "no prompts"
     look = {"ha": "center", "va": "center", "style": "italic", "color": GREY}
     panel.text(0.5, 0.5, text, transform=panel.transAxes, **look)
+
+
+def say_in_row(panel, y: float, text: str) -> None:
+    """Say in an empty row why it is empty."""
+    look = {"fontsize": 6.5, "style": "italic", "color": GREY, "va": "center"}
+    panel.text(0.02, y, text, transform=panel.get_yaxis_transform(), **look)
+
+
+def listing(models: dict, labels: list[str], heads: dict[float, str], line=0.24, beside=0.5):
+    """A Figure with a panel each model, a row each label, and a panel of numbers beside it.
+
+    `heads` are the numbers' headings by place, 0 to 1; `line` is a row's height in inches,
+    `beside` the numbers' width as a share of the panel's.
+    Returns the figure and {model: (panel, numbers)}.
+    """
+    columns = min(2, len(models))
+    down = math.ceil(len(models) / columns)
+    size = ({1: 5.2, 2: 8.2}[columns], down * (0.6 + line * len(labels)) + 1.1)
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(down, 2 * columns, squeeze=False, width_ratios=[1, beside] * columns)
+    axes = axes.reshape(-1, 2)
+    for panel in (*axes[: len(models), 1], *axes[len(models) :].flat):
+        panel.set_axis_off()
+    for k, (model, (panel, numbers)) in enumerate(zip(models, axes)):
+        for x, text in heads.items():
+            number(numbers, x, -0.8, text)
+        panel.set_title(models[model], loc="left")
+        for part in (panel, numbers):
+            part.set_ylim(len(labels) - 0.5, -1.1)
+        panel.set_yticks(range(len(labels)), labels if k % columns == 0 else [])
+        panel.tick_params(axis="y", length=0)
+        panel.spines["left"].set_visible(False)
+    return figure, dict(zip(models, axes))
+
+
+def number(panel, x: float, y: float, text: str) -> None:
+    """A cell of the numbers beside a panel, right-aligned at x."""
+    panel.text(x, y, text, va="center", ha="right", fontsize=6.5, color="#333333")
 
 
 def nothing(text: str):
@@ -138,7 +250,7 @@ def nothing(text: str):
     figure = matplotlib.figure.Figure(figsize=(4.8, 2), layout="constrained")
     panel = figure.subplots()
     panel.set(xticks=[], yticks=[])
-    say_empty(panel, None, text)
+    say_empty(panel, text)
     return figure
 
 
@@ -165,18 +277,13 @@ def legend(figure, keys: list, columns: int | None = None) -> None:
     place = {"handles": keys, "loc": "outside upper center"}
     made = figure.legend(**place, ncols=columns)
     # Only the drawn text says how wide it is: one that is cut off gets more rows.
-    while made.get_window_extent().width > figure.bbox.width and columns > 1:
+    while made.get_window_extent().width > 0.95 * figure.bbox.width and columns > 1:
         made.remove()
-        columns = math.ceil(columns / 2)
+        columns -= 1
         made = figure.legend(**place, ncols=columns)
-
-
-def task_look(k: int) -> dict:
-    """Colour and marker of the k-th task: 42 differ."""
-    # Neither the colours of argument and answer nor yellow, which is faint on white.
-    palette = seaborn.color_palette("colorblind")
-    colour = palette[(2, 4, 1, 9, 5, 7, 6)[k % 7]]
-    return {"color": colour, "marker": "osD^vP"[k % 6], "markersize": 5}
+    # Its rows do not take the panels' place.
+    more = math.ceil(len(keys) / columns) - 1
+    figure.set_figheight(figure.get_figheight() + 0.16 * more)
 
 
 def line_key(label, linestyle, color=GREY, **look):
@@ -196,12 +303,6 @@ def band_key():
     return patch_key("95 % band", GREY, alpha=0.25)
 
 
-def injected_tasks(connection) -> dict[str, str]:
-    """{task: title} of the tasks whose o-vectors were injected, in the config's order."""
-    query = "SELECT task, title FROM tasks WHERE injected ORDER BY place"
-    return dict(connection.execute(query).fetchall())
-
-
 def settings_of(connection) -> dict:
     """{(model, task, domain): row of `effects`} of the o-vectors."""
     rows = records(connection, "FROM chosen_effects")
@@ -214,6 +315,12 @@ def by_cell(connection, query: str) -> dict:
     for row in records(connection, query):
         found.setdefault((row["model"], row["task"]), []).append(row)
     return found
+
+
+def prompt_counts(connection, prompt_set: str) -> dict:
+    """{(model, task): (prompts answered correctly, prompts)}."""
+    rows = records(connection, "FROM correct_counts WHERE prompt_set = ?", [prompt_set])
+    return {(row["model"], row["task"]): (row["correct"], row["prompts"]) for row in rows}
 
 
 def rank_axis(axis, rows) -> None:

@@ -10,15 +10,14 @@ from vecsweep.figures.drawing import (
     ANSWER,
     APPLIED,
     ARGUMENT,
-    NO_TASK,
     NO_VECTOR,
     OCHRE,
+    Empty,
     end_of,
     injected_tasks,
     legend,
     line_key,
     models_of,
-    nothing,
     patch_key,
     printable,
     records,
@@ -36,10 +35,10 @@ SITES = {
 
 def example(connection):
     """Top token after each sublayer, layer by layer, one prompt a model (paper Fig. 2)."""
-    chosen = records(connection, "FROM stage_examples ORDER BY parameters, model")
     models, tasks = models_of(connection), tasks_of(connection)
+    chosen = by_model(connection, "FROM stage_examples")
     if not chosen:
-        return nothing("no prompt was kept")
+        raise Empty("no prompt was kept")
     deepest = max(row["layers"] for row in chosen)
     size = (max(5.4, 2.55 * len(chosen) + 0.3), 0.155 * deepest + 2.2)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -66,6 +65,12 @@ def example(connection):
     return figure
 
 
+def by_model(connection, query: str) -> list[dict]:
+    """The rows of a query with one for a model, in the models' order."""
+    rows = {row["model"]: row for row in records(connection, query)}
+    return [rows[model] for model in models_of(connection) if model in rows]
+
+
 def draw_tokens(connection, panel, row: dict) -> None:
     """The table of top tokens of one prompt: a row each layer, a column each decoded site."""
     keys = ("model", "task", "prompt_set", "prompt_id")
@@ -90,7 +95,9 @@ def draw_tokens(connection, panel, row: dict) -> None:
     if first is not None:
         bands.append((first, last + 1, ARGUMENT))
     if applied is not None:
-        bands += [(applied, applied + 1, APPLIED), (applied + 1, layers, ANSWER)]
+        # A layer can have both: the argument before its FFN, the answer after it.
+        start = applied + 0.5 * (last == applied)
+        bands += [(start, applied + 1, APPLIED), (applied + 1, layers, ANSWER)]
     width = 0.06 * len(sites)
     for top, bottom, colour in bands:
         panel.add_patch(
@@ -130,10 +137,10 @@ def appliers(function_site, sites: list[str]) -> list[str]:
 
 def intervention_example(connection):
     """One prompt under the o-vector from every start layer (paper Figure 4)."""
-    chosen = records(connection, "FROM intervention_examples ORDER BY parameters, model")
     models, tasks = models_of(connection), tasks_of(connection)
-    if not chosen:
-        return nothing(NO_VECTOR if injected_tasks(connection) else NO_TASK)
+    chosen = by_model(connection, "FROM intervention_examples")
+    if injected_tasks(connection) and not chosen:
+        raise Empty(NO_VECTOR)
     deepest = max(row["layers"] for row in chosen)
     size = (max(5.4, 2.75 * len(chosen) + 0.3), 0.155 * deepest + 2.2)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")

@@ -1,9 +1,7 @@
 """Figures of the o-vectors put into novel contexts (paper Figure 5), and of the search."""
 
 import math
-import textwrap
 
-import matplotlib.figure
 import seaborn
 from matplotlib.patches import Rectangle
 
@@ -11,21 +9,24 @@ from vecsweep.figures.drawing import (
     ANSWER,
     ARGUMENT,
     GREY,
-    NO_TASK,
     NO_VECTOR,
     by_cell,
-    grid,
     injected_tasks,
     legend,
     line_key,
+    listing,
     models_of,
-    nothing,
+    number,
     patch_key,
     rank_axis,
     records,
-    say_empty,
+    say_above,
+    say_in_row,
     settings_of,
+    too_few,
+    vector_sheet,
 )
+from vecsweep.statistics import FEW
 
 COLUMNS = {0.14: "n", 0.5: "top-1", 1.0: "no effect"}  # numbers beside a panel, by place
 
@@ -33,8 +34,6 @@ COLUMNS = {0.14: "n", 0.5: "top-1", 1.0: "no effect"}  # numbers beside a panel,
 def interventions(connection):
     """The answer before and after the o-vector of one donor, in- and out-of-domain (paper Figure 5)."""
     models, tasks = models_of(connection), injected_tasks(connection)
-    if not tasks:
-        return nothing(NO_TASK)
     found = settings_of(connection)
     names = {row["task"]: row["name"] for row in records(connection, "FROM outside_names")}
     domains = {task: ["in"] for task in tasks}
@@ -43,38 +42,24 @@ def interventions(connection):
             domains[task].append("out")
     lines = [(task, domain) for task in tasks for domain in domains[task]]
     labels = [tasks[t] if d == "in" else f"out: {names[t]}" for t, d in lines]
-    columns = min(2, len(models))
-    down = math.ceil(len(models) / columns)
-    size = (1.5 + 3.7 * columns, down * (0.6 + 0.24 * len(lines)) + 1.1)
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, 2 * columns, squeeze=False, width_ratios=[2, 1] * columns)
-    axes = axes.reshape(-1, 2)
-    for panel in (*axes[: len(models), 1], *axes[len(models) :].flat):
-        panel.set_axis_off()
-    for k, (model, (panel, numbers)) in enumerate(zip(models, axes)):
-        for x, text in COLUMNS.items():
-            number(numbers, x, -0.8, text)
+    figure, panels = listing(models, labels, COLUMNS)
+    drawn = [row for row in found.values() if row["prompts"] >= FEW and row["model"] in models]
+    for model, (panel, numbers) in panels.items():
         for y, (task, domain) in enumerate(lines):
             if list(tasks).index(task) % 2:
                 panel.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
             row = found.get((model, task, domain))
-            if row:
+            if row in drawn:
                 draw_before_after(panel, y, row)
                 shares = (f"{row['prompts']}", f"{row['top_1']:.0%}", f"{row['no_effect']:.0%}")
                 for x, text in zip(COLUMNS, shares):
                     number(numbers, x, y, text)
+            elif row:
+                say_in_row(panel, y, too_few("n = {}", [row["prompts"]]))
             else:
-                text = "no prompts" if (model, task, "in") in found else NO_VECTOR
-                look = {"fontsize": 6.5, "style": "italic", "color": GREY, "va": "center"}
-                panel.text(0.02, y, text, transform=panel.get_yaxis_transform(), **look)
-        panel.set_title(models[model], loc="left")
-        rank_axis(panel.xaxis, found.values())
-        for part in (panel, numbers):
-            part.set_ylim(len(lines) - 0.5, -1.1)
-        panel.set_yticks(range(len(lines)), labels if k % columns == 0 else [])
-        panel.tick_params(axis="y", length=0)
-        panel.spines["left"].set_visible(False)
-        if k + columns >= len(models):
+                say_in_row(panel, y, "no prompts" if (model, task, "in") in found else NO_VECTOR)
+        rank_axis(panel.xaxis, drawn)
+        if panel.get_subplotspec().is_last_row():
             panel.set_xlabel("Mean reciprocal rank of the answer\n(rank = 1 / mean)")
     keys = [line_key("before", "-", GREY, marker="o", markerfacecolor="white", markersize=4)]
     keys += [line_key("after, o-vector", "-", ANSWER, marker="o", markersize=4)]
@@ -97,58 +82,37 @@ def draw_before_after(panel, y: float, row: dict) -> None:
         panel.plot(row[name], y + shift, **look)
 
 
-def number(panel, x: float, y: float, text: str) -> None:
-    """A cell of the numbers beside a panel, right-aligned at x."""
-    panel.text(x, y, text, va="center", ha="right", fontsize=6.5, color="#333333")
-
-
 def start_layers(connection):
     """Mean reciprocal rank on dev by source layer and start layer: panels models x tasks."""
-    models, tasks = models_of(connection), injected_tasks(connection)
-    if not tasks:
-        return nothing(NO_TASK)
     cells = by_cell(connection, "FROM best_by_layers")
     chosen = by_cell(connection, "SELECT * FROM chosen WHERE method = 'o-vector'")
-    figure, panels = grid(models, tasks, 2.3, 1.6, share=False)
-    most = max((row["value"] for rows in cells.values() for row in rows), default=1)
-    shades = {"vmin": 0, "vmax": most, "cmap": seaborn.color_palette("mako_r", as_cmap=True)}
-    mesh = None
+    best = {cell: max(row["value"] for row in rows) for cell, rows in cells.items()}
+    figure, panels = vector_sheet(connection, cells, sharex=False, sharey=False)
+    shades = {"vmin": 0, "vmax": 1, "cmap": seaborn.color_palette("mako_r", as_cmap=True)}
     for cell, panel in panels.items():
-        if cell not in cells:
-            panel.set(xticks=[], yticks=[])
-            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
-            continue
         rows = cells[cell]
         sources = sorted({row["source_layer"] for row in rows})
         starts = sorted({row["start_layer"] for row in rows})
         values = {(row["source_layer"], row["start_layer"]): row["value"] for row in rows}
-        table = [[values.get((i, j), math.nan) for j in starts] for i in sources]
+        table = [[values.get((i, j), math.nan) / best[cell] for j in starts] for i in sources]
         mesh = panel.pcolormesh(table, edgecolors="white", linewidth=0.2, **shades)
         step = max(1, math.ceil(len(starts) / 8))
         panel.set_xticks([k + 0.5 for k in range(0, len(starts), step)], starts[::step])
         panel.set_yticks([k + 0.5 for k in range(len(sources))], sources)
         panel.tick_params(length=2, labelsize=6.5)
-        (best,) = chosen[cell]
-        corner = (starts.index(best["start_layer"]), sources.index(best["source_layer"]))
-        look = {
-            "fill": False,
-            "edgecolor": ARGUMENT,
-            "linewidth": 1.8,
-            "clip_on": False,
-            "zorder": 5,
-        }
-        panel.add_patch(Rectangle(corner, 1, 1, **look))
-        panel.text(
-            1, 1.02, f"n = {rows[0]['prompts']}", transform=panel.transAxes, ha="right", va="bottom",
-            fontsize=6.5, color=GREY,
-        )  # fmt: skip
-    if mesh:
+        (setting,) = chosen[cell]
+        corner = (starts.index(setting["start_layer"]), sources.index(setting["source_layer"]))
+        look = {"fill": False, "edgecolor": ARGUMENT, "linewidth": 1.8, "clip_on": False}
+        panel.add_patch(Rectangle(corner, 1, 1, zorder=5, **look))
+        say_above(panel, f"best {best[cell]:.2f}", 0)
+    if panels:
         bar = figure.colorbar(
-            mesh, ax=figure.axes, location="right", shrink=0.8, aspect=40, pad=0.01
+            mesh, ax=figure.axes, location="right", shrink=0.7, aspect=30, pad=0.01
         )
-        bar.set_label("Mean reciprocal rank of the answer, dev")
+        bar.set_label("Share of the panel's best mean")
+        bar.ax.yaxis.set_major_formatter("{x:.0%}")
         bar.outline.set_visible(False)
-    figure.supxlabel("Start layer: the first layer whose FFN is replaced")
+    figure.supxlabel("Start layer: the first layer whose FFN is edited")
     figure.supylabel("Source layer: where the o-vector was cut")
     key = patch_key("chosen setting", "none", edgecolor=ARGUMENT, linewidth=1.8)
     legend(figure, [key], columns=1)

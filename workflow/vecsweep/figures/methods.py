@@ -1,24 +1,16 @@
 """Figures of the vector methods side by side, and of the o-vector's parts."""
 
-import textwrap
-
 from vecsweep.figures.drawing import (
     ANSWER,
     APPLIED,
     GREY,
-    NO_TASK,
-    NO_VECTOR,
     OCHRE,
     PURPLE,
     by_cell,
-    grid,
-    injected_tasks,
     legend,
     line_key,
-    models_of,
-    note,
-    nothing,
     say_empty,
+    vector_sheet,
 )
 
 # Labels and colours of what was put in: vectors of the task's donors, rivals that may well know the
@@ -35,6 +27,12 @@ METHODS = {
     "zero": ("zero (FFNs dropped)", CONTROLS),
     "random": ("random, same norm", CONTROLS),
 }
+# What a method's vector does with the answer, by its marker (column `transfer`).
+TRANSFERS = {
+    "argument": ("argument", {}),
+    "class": ("class alone", {"markerfacecolor": "white"}),
+}
+NO_RISE = ("no sure rise", {"marker": "x"})
 BY_LAYER = {
     "o-vector": {"color": ANSWER, "linestyle": "-", "linewidth": 1.8},
     "mean": {"color": ANSWER, "linestyle": (0, (1, 1)), "linewidth": 1.8},
@@ -54,55 +52,54 @@ KEPT = ("1", "10", "100", "all")
 def methods(connection):
     """Every method at its own best setting, on the same test prompts: models x tasks."""
 
-    def star(panel, y, name, row):
+    def star(panel, y, name, row, look):
         # Marked: differs from the o-vector, all methods and tasks of the model accounted for.
         if name != "o-vector" and row["p_holm"] < 0.05:
             edge = row["reciprocal_rank_after_high"]
             panel.annotate("*", (edge, y), (3, -5), textcoords="offset points", fontsize=9)
+        return look
 
     text = "Mean reciprocal rank of the answer after, in-domain test prompts"
     lines = {"reciprocal_rank_before": ("before", "--")}
-    look = {"marker": "$*$", "markersize": 5}
-    keys = [line_key("differs from the o-vector (Holm)", "none", "black", **look)]
-    return compared(connection, "reciprocal_rank_after", text, lines, star, keys)
+    key = line_key("differs from the o-vector (Holm)", "none", "black", marker="$*$", markersize=5)
+    return compared(connection, "reciprocal_rank_after", text, lines, star, [key])
 
 
 def others_answers(connection):
     """The own answer's place among all answers of the task, under every method: models x tasks."""
 
-    def word(panel, y, name, row):
-        if row["transfer"] in ("argument", "class"):
-            look = {"fontsize": 6.5, "va": "center", "color": METHODS[name][1][0]}
-            panel.text(1.01, y, row["transfer"], transform=panel.get_yaxis_transform(), **look)
+    def fill(panel, y, name, row, look):
+        return look | TRANSFERS.get(row["transfer"], NO_RISE)[1]
 
-    text = "Mean reciprocal place of the own answer among all answers of the task, after"
+    text = "Mean reciprocal place of the own answer\namong all answers of the task, after"
     lines = {"among_before": ("before", "--"), "among_chance": ("chance", ":")}
-    return compared(connection, "among_after", text, lines, word)
+    keys = [
+        line_key(label, "none", "black", **({"marker": "o", "markersize": 4} | look))
+        for label, look in (*TRANSFERS.values(), NO_RISE)
+    ]
+    return compared(connection, "among_after", text, lines, fill, keys)
 
 
 def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
     """A measure of every method with its interval, a row each: models x tasks.
 
     `text` labels it; `lines` are columns that are the same for all methods, with (label, line
-    style); `mark(panel, y, method, row)` adds to a row; `keys` explain that.
+    style); `mark(panel, y, method, row, look)` adds to a row and gives its marker's look; `keys`
+    explain that.
     """
-    models, tasks = models_of(connection), injected_tasks(connection)
-    if not tasks:
-        return nothing(NO_TASK)
     cells = by_cell(connection, "SELECT * FROM methods WHERE domain = 'in'")
     present = {row["method"] for rows in cells.values() for row in rows}
     shown = [name for name in METHODS if name in present] or ["o-vector"]
-    figure, panels = grid(models, tasks, 2.1, 0.35 + 0.17 * max(len(shown) + 1, 7))
-    most = max((r[f"{measure}_high"] for c in cells.values() for r in c), default=1)
+    high = 0.3 + 0.15 * max(len(shown), 6)
+    figure, panels = vector_sheet(connection, cells, high=high, left=1.9)
+    most = max((r[f"{measure}_high"] for cell in panels for r in cells[cell]), default=1)
     axes = figure.axes[0]
-    axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) + 0.3, -0.6))
+    axes.set(xlim=(-0.03 * most, 1.06 * most), ylim=(len(shown) - 0.4, -0.6))
     axes.set_yticks(range(len(shown)), [METHODS[name][0] for name in shown])
     thin = {"color": "black", "linewidth": 0.8}
-    for cell, panel in panels.items():
+    for panel in figure.axes:
         panel.tick_params(axis="y", length=0)
-        if cell not in cells:
-            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
-            continue
+    for cell, panel in panels.items():
         rows = {row["method"]: row for row in cells[cell]}
         for column, (_, style) in lines.items():
             panel.axvline(cells[cell][0][column], linestyle=style, zorder=1, **thin)
@@ -111,9 +108,8 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
                 row, colour = rows[name], METHODS[name][1][0]
                 ends = row[f"{measure}_low"], row[f"{measure}_high"]
                 panel.hlines(y, *ends, color=colour, linewidth=1.1)
-                panel.plot(row[measure], y, color=colour, marker="o", markersize=4)
-                mark(panel, y, name, row)
-        note(panel, f"n = {cells[cell][0]['prompts']}", 0.98, 0.01)
+                look = {"color": colour, "marker": "o", "markersize": 4}
+                panel.plot(row[measure], y, **mark(panel, y, name, row, look))
     figure.supxlabel(text)
     kinds = [
         line_key(label, "-", colour, marker="o", markersize=4)
@@ -126,18 +122,10 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
 
 def methods_by_layer(connection):
     """Every method from every start layer, at the best of its other settings: models x tasks."""
-    models, tasks = models_of(connection), injected_tasks(connection)
-    if not tasks:
-        return nothing(NO_TASK)
     cells = by_cell(connection, "FROM layer_bands ORDER BY ALL")
     chosen = by_cell(connection, "SELECT * FROM chosen WHERE method = 'o-vector'")
-    figure, panels = grid(models, tasks, 2.3, 1.6, share=False)
-    highest = max((row["high"] for rows in cells.values() for row in rows), default=1)
+    figure, panels = vector_sheet(connection, cells, sharex=False, sharey=False)
     for cell, panel in panels.items():
-        if cell not in cells:
-            panel.set(xticks=[], yticks=[])
-            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
-            continue
         rows = cells[cell]
         for name, look in BY_LAYER.items():
             some = [row for row in rows if row["method"] == name]
@@ -150,9 +138,9 @@ def methods_by_layer(connection):
         panel.axhline(rows[0]["before"], color="black", linewidth=0.8, linestyle="--", zorder=1)
         for best in chosen.get(cell, []):
             panel.axvline(best["start_layer"], color=OCHRE, alpha=0.3, linewidth=4, zorder=0)
-        panel.locator_params(axis="x", integer=True)
-        panel.set_ylim(0, min(1.02, 1.1 * highest))
-        note(panel, f"n = {rows[0]['prompts']}")
+        panel.locator_params(axis="x", integer=True, nbins=5)
+        panel.locator_params(axis="y", nbins=4)
+        panel.set_ylim(0, min(1.02, 1.1 * max(row["high"] for row in rows)))
     figure.supxlabel("Start layer: the first layer whose FFN is edited")
     figure.supylabel("Mean reciprocal rank of the answer, dev")
     keys = [line_key(METHODS[name][0], **look) for name, look in BY_LAYER.items()]
@@ -164,24 +152,18 @@ def methods_by_layer(connection):
 
 def parts(connection):
     """Share of the o-vector's effect that its largest parts keep, in two bases: models x tasks."""
-    models, tasks = models_of(connection), injected_tasks(connection)
-    if not tasks:
-        return nothing(NO_TASK)
     cells = by_cell(connection, "FROM part_bands")
-    figure, panels = grid(models, tasks)
+    figure, panels = vector_sheet(connection, cells)
     means = [0, 1]
     for cell, panel in panels.items():
-        if cell not in cells:
-            say_empty(panel, None, textwrap.fill(NO_VECTOR, 16))
-            continue
         rows = cells[cell]
-        panel.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
-        panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         found = {(row["basis"], row["k"]): row for row in rows}
         whole = found["directions", "all"]
         if whole["whole_low"] <= 0:
-            say_empty(panel, None, "no effect of the\nwhole vector to keep")
+            say_empty(panel, "no effect of the\nwhole vector to keep")
             continue
+        panel.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+        panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         for shift, (basis, (_, look)) in zip((-0.08, 0.08), BASES.items()):
             some = {k: found[basis, k] for k in KEPT if (basis, k) in found}
             x = [KEPT.index(k) + shift for k in some]
@@ -189,7 +171,6 @@ def parts(connection):
             for at, row in zip(x, some.values()):
                 panel.vlines(at, row["low"], row["high"], color=look["color"], linewidth=0.9)
                 means.append(row["share"])
-        note(panel, f"n = {whole['prompts']}", 0.98, 0.03)
     # Intervals of ratios are wide where the effect is small: the means set the axis.
     axes = figure.axes[0]
     axes.set(xlim=(-0.4, 3.4), ylim=(max(-1.5, min(means)) - 0.4, min(3, max(means)) + 0.5))

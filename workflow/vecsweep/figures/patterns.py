@@ -1,6 +1,6 @@
 """Figure of the patterns, and of the sublayers that applied the function."""
 
-import math
+import textwrap
 
 import matplotlib.figure
 
@@ -16,8 +16,11 @@ from vecsweep.figures.drawing import (
     models_of,
     patch_key,
     records,
+    say_in_row,
     tasks_of,
+    too_few,
 )
+from vecsweep.statistics import FEW
 
 PATTERNS = {
     "argument_function": ("argument, then function", APPLIED),
@@ -36,27 +39,28 @@ def patterns(connection):
     models, tasks = models_of(connection), tasks_of(connection)
     rows = records(connection, "FROM pattern_shares WHERE prompt_set = 'abstractive'")
     rows = {(row["model"], row["task"]): row for row in rows}
-    pairs = 1 if len(models) <= 3 else 2
-    down = math.ceil(len(models) / pairs)
-    size = (7.2 * pairs, down * (0.55 + 0.2 * len(tasks)) + 0.9)
+    few = len(models) <= 2  # a pair of panels in a row each, else a column each
+    shape = (len(models), 2) if few else (2, len(models))
+    size = (7.2, shape[0] * (0.55 + (0.2 if few else 0.17) * len(tasks)) + 0.9)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, 2 * pairs, squeeze=False).reshape(-1, 2)
-    for pair in axes[len(models) :]:
-        for panel in pair:
-            panel.set_axis_off()
-    for (model, label), pair in zip(models.items(), axes):
+    axes = figure.subplots(*shape, squeeze=False)
+    pairs = dict(zip(models, axes if few else axes.T))
+    for model, pair in pairs.items():
         for panel, parts in zip(pair, (PATTERNS, APPLIERS)):
             for y, task in enumerate(tasks):
                 draw_shares(panel, y, rows.get((model, task)), parts)
-            panel.set(xlim=(0, 1), ylim=(len(tasks) - 0.5, -0.5), xticks=(0, 0.25, 0.5, 0.75, 1))
+            panel.set(xlim=(0, 1), ylim=(len(tasks) - 0.5, -0.5))
+            panel.set_xticks((0, 0.25, 0.5, 0.75, 1) if few else (0, 0.5, 1))
             panel.xaxis.set_major_formatter("{x:.0%}")
-            panel.set_yticks(range(len(tasks)), tasks.values() if panel is pair[0] else [])
+            first = panel.get_subplotspec().is_first_col()
+            panel.set_yticks(range(len(tasks)), tasks.values() if first else [])
             panel.tick_params(axis="y", length=0)
             panel.spines["left"].set_visible(False)
-        pair[0].set_title(label, loc="left")
-    for pair in axes[max(0, len(models) - pairs) : len(models)]:
-        pair[0].set_xlabel("Share of all prompts")
-        pair[1].set_xlabel("Share of the prompts answered correctly")
+        pair[0].set_title(models[model] if few else textwrap.fill(models[model], 18), loc="left")
+        if model == [*models][-1] or not few:
+            pair[0].set_xlabel("Share of all prompts")
+            words = "Share of the prompts answered correctly"
+            pair[1].set_xlabel(words if few else textwrap.fill(words, 22))
     # A legend fills its columns first: the patterns make its first row, the sublayers its second.
     keys = [patch_key("Pattern:", "none"), patch_key("Applied by:", "none")]
     for both in zip(PATTERNS.values(), APPLIERS.values()):
@@ -70,11 +74,10 @@ def draw_shares(panel, y: int, row: dict | None, parts: dict) -> None:
     row = (row or {"prompts": 0, "correct": 0}) | {}
     row["incorrect"] = 1 - row["correct"]
     count = row["prompts"] if parts is PATTERNS else round(row["prompts"] * row["correct"])
-    panel.text(1.02, y, f"n = {count}", va="center", fontsize=6.5, color=GREY)
-    if not count:
-        text = "no prompts" if not row["prompts"] else "none answered correctly"
-        panel.text(0.01, y, text, va="center", fontsize=6.5, style="italic", color=GREY)
+    if count < FEW:
+        say_in_row(panel, y, too_few("n = {}", [count]))
         return
+    panel.text(1.02, y, f"n = {count}", va="center", fontsize=6.5, color=GREY)
     left = 0
     for column, (_, colour) in parts.items():
         panel.barh(y, row[column], 0.74, left, color=colour, edgecolor="white", linewidth=0.5)

@@ -4,66 +4,58 @@ from vecsweep.figures.drawing import (
     ANSWER,
     GREY,
     OCHRE,
-    band_key,
+    PANELS,
     by_cell,
-    grid,
     legend,
     line_key,
+    listing,
     models_of,
-    note,
-    nothing,
-    patch_key,
-    say_empty,
-    tasks_of,
+    number,
+    say_in_row,
+    tasks_among,
+    too_few,
 )
+from vecsweep.statistics import FEW
 
-PARTS = {"ffn": "FFN", "attention": "attention", "state": "state"}
-WHOSE = {
-    "own": ("its own answer", {"color": ANSWER, "linestyle": "-"}),
-    "others": ("the other's answer", {"color": OCHRE, "linestyle": (0, (3, 1.2))}),
+PARTS = {"ffn": "FFN", "attention": "attention"}
+SHARES = {
+    "own": ("its own answer is kept", {"color": ANSWER, "marker": "o"}),
+    "others": ("the other's answer comes along", {"color": OCHRE, "marker": "s"}),
+    "own_dropped": (
+        "its own answer is kept, update dropped",
+        {"color": GREY, "marker": "D", "markerfacecolor": "white"},
+    ),
 }
-DROPPED = {"color": "#222222", "linestyle": (0, (1, 1)), "linewidth": 0.9}
-BAR = {"color": "#EDEDED", "edgecolor": GREY, "linewidth": 0.5}  # unlike a band
+COLUMNS = {0.25: "n", 1.0: "reading"}
 
 
 def swaps(connection):
-    """Shares of own and other's answers by depth: panels models x tasks x exchanged part."""
-    cells = by_cell(connection, "FROM swap_shares ORDER BY layer")
-    known = {task for _, task in cells}
-    tasks = {task: title for task, title in tasks_of(connection).items() if task in known}
-    if not tasks:
-        return nothing("no prompts exchanged anything")
-    names = {(t, p): f"{title}: {name}" for t, title in tasks.items() for p, name in PARTS.items()}
-    figure, panels = grid(models_of(connection), names, columns=len(PARTS))
-    for (model, (task, part)), panel in panels.items():
-        rows = [row for row in cells.get((model, task), []) if row["sublayer"] == part]
-        if rows:
-            draw(panel, rows)
-        else:
-            say_empty(panel, None, "too few prompts\nanswered correctly")
-    figure.axes[0].set(xlim=(0, 1.02), ylim=(-0.03, 1.16))
-    figure.axes[0].set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-    figure.axes[0].xaxis.set_major_formatter("{x:g}")
-    figure.axes[0].yaxis.set_major_formatter("{x:.0%}")
-    figure.supxlabel("Depth of the exchanged part, (layer + 1) / layers")
-    figure.supylabel("Share of the pairs")
-    keys = [line_key(name, **look) for name, look in WHOSE.values()]
-    keys += [line_key("its own answer, part dropped", **DROPPED)]
-    legend(figure, [*keys, band_key(), patch_key("function layer of the prompts", **BAR)])
+    """Shares of own and other's answers after an exchange at the function layers: a panel each model."""
+    cells = by_cell(connection, "FROM swap_verdicts")
+    tasks = tasks_among(connection, {task for _, task in cells}, "no prompts exchanged anything")
+    tasks = dict([*tasks.items()][:PANELS])
+    lines = [(task, part) for task in tasks for part in PARTS]
+    labels = [f"{tasks[task]}: {PARTS[part]}" for task, part in lines]
+    figure, panels = listing(models_of(connection), labels, COLUMNS, line=0.3, beside=0.3)
+    for model, (panel, numbers) in panels.items():
+        for y, (task, part) in enumerate(lines):
+            if list(tasks).index(task) % 2:
+                panel.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+            rows = [row for row in cells.get((model, task), []) if row["sublayer"] == part]
+            if not rows or rows[0]["prompts"] < FEW:
+                say_in_row(panel, y, too_few("n = {}", [row["prompts"] for row in rows] or [0]))
+                continue
+            (row,) = rows
+            for shift, (share, (_, look)) in zip((-0.24, 0, 0.24), SHARES.items()):
+                ends = row[f"{share}_low"], row[f"{share}_high"]
+                panel.hlines(y + shift, *ends, color=look["color"], linewidth=0.9)
+                panel.plot(row[share], y + shift, markersize=3.5, clip_on=False, **look)
+            for x, text in zip(COLUMNS, (f"{row['prompts']}", row["verdict"])):
+                number(numbers, x, y, text)
+        panel.set(xlim=(0, 1), xticks=(0, 0.5, 1))
+        panel.xaxis.set_major_formatter("{x:.0%}")
+        if panel.get_subplotspec().is_last_row():
+            panel.set_xlabel("Share of the pairs of prompts")
+    keys = [line_key(name, "-", markersize=4, **look) for name, look in SHARES.values()]
+    legend(figure, [*keys, line_key("95 % interval", "-", linewidth=0.9)], columns=2)
     return figure
-
-
-def draw(panel, rows: list[dict]) -> None:
-    """Both shares with their bands, from rows of `swap_shares`, over the function layers."""
-    depth = [row["depth"] for row in rows]
-    applied = {
-        r["depth"]: r["function_prompts"] / r["prompts"] for r in rows if r["function_prompts"]
-    }
-    panel.bar(applied.keys(), applied.values(), width=0.9 / len(rows), zorder=0, **BAR)
-    for share, (_, look) in WHOSE.items():
-        low, high = ([row[f"{share}_{end}"] for row in rows] for end in ("low", "high"))
-        panel.fill_between(depth, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        panel.plot(depth, [row[share] for row in rows], **look)
-    if rows[0]["own_dropped"] is not None:
-        panel.plot(depth, [row["own_dropped"] for row in rows], **DROPPED)
-    note(panel, f"n = {rows[0]['prompts']}", 0.03, 0.99)

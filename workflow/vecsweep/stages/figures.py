@@ -1,5 +1,7 @@
 """Stage `figures`: one figure, from the database alone; the same database gives the same bytes."""
 
+import re
+
 import duckdb
 import matplotlib
 
@@ -7,6 +9,11 @@ from vecsweep import Problem
 from vecsweep.figures import FIGURES, drawer
 from vecsweep.figures.drawing import style
 from vecsweep.files import replacing
+
+
+def named(svg: str, name: str) -> str:
+    """An SVG whose ids begin with the figure's name: several can stand in one page."""
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
 
 
 def run(args):
@@ -26,5 +33,6 @@ def run(args):
         # Without dates and versions, so that equal figures are equal files.
         with replacing(args.svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+            temporary.write_text(named(temporary.read_text(), name))
         with replacing(args.png) as temporary:
             figure.savefig(temporary, format="png", dpi=300, metadata={"Software": None})

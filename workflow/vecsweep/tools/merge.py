@@ -10,16 +10,12 @@ from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
-from vecsweep import Problem, config
-from vecsweep.bands import add_bands
+from vecsweep import Problem
 from vecsweep.files import replacing
 from vecsweep.stages.summary import workplace
 
 UNTYPED = '"NULL"'  # a column that is missing in all rows, as `revision` of local models is
 OF_SWEEP = ("injected", "place")  # columns of `tasks` that are a sweep's, not the task's
-# Over all tasks of a model: made anew, with the config's default of resamples.
-POOLED = {"length_bands"}
-RESAMPLES = config.schema()["properties"]["summary"]["properties"]["resamples"]["default"]
 AGAIN = "make the older summary again with the newer vecsweep"
 
 
@@ -47,13 +43,9 @@ def run(args):
                 connection.execute(f"SET temp_directory = {text(folder)}")
                 connection.execute(f"ATTACH {text(f'{folder}/summary.duckdb')} AS merged")
                 connection.execute("USE merged")
-                for table in columns.keys() - POOLED:
+                for table in columns:
                     add_table(connection, parts, table, columns[table])
-                for table in columns.keys() & POOLED:
-                    connection.execute(f"CREATE TABLE {table} AS FROM part0.{table} LIMIT 0")
                 add_definitions(connection, "part0")
-                if columns.keys() >= POOLED:
-                    add_bands(connection, RESAMPLES, only=tuple(POOLED))
                 connection.execute("USE memory; DETACH merged")  # its log goes into the file
                 os.replace(f"{folder}/summary.duckdb", temporary)
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -147,9 +139,7 @@ def check_rows(connection, parts: dict[str, Path], tables: dict) -> None:
     """Refuse one name for two models or tasks, and a cell that two databases have otherwise."""
     asked = {"models": ["revision", "sha256"]}
     asked["tasks"] = [column for column in tables["tasks"] if column not in OF_SWEEP]
-    rest = [
-        (table, [*tables[table]]) for table in tables if table not in {"tasks", "runs", *POOLED}
-    ]
+    rest = [(table, [*tables[table]]) for table in tables if table not in {"tasks", "runs"}]
     for pair in combinations(parts, 2):
         for table, columns in [*asked.items(), *rest]:
             cell = keys(table, tables[table])
