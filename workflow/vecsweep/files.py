@@ -190,10 +190,10 @@ class Tensors:
     `Tensors(path)[name]` is the tensor; Problem if the file or the tensor is damaged.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, cure: str = "delete it and run again"):
         from safetensors import SafetensorError, safe_open
 
-        self.path = path
+        self.path, self._cure = path, cure
         try:
             self._file = safe_open(str(path), "pt")
             self.metadata = self._file.metadata() or {}
@@ -227,7 +227,7 @@ class Tensors:
         return tensor
 
     def _damaged(self, why):
-        return Problem(f"{self.path} is damaged ({why}); delete it and run again")
+        return Problem(f"{self.path} is damaged ({why}); {self._cure}")
 
 
 def _reopened(reader: Callable[..., Any], path) -> Any:

@@ -33,8 +33,8 @@ def check_files(connection, files: dict[str, list[str]], grid: dict[str, list[in
         found, model = read_json(path), Path(path).parent.name
         if (found.get("model"), found.get("layers")) != (model, grid[model][0]):
             raise Problem(f"{path} is not of {model} with {grid[model][0]} layers; {again(path)}")
+    check_tables([path for table in NAMED for path in files[table]])
     for table, columns in NAMED.items():
-        check_tables(files[table])
         if files[table]:
             check_names(connection, files[table], *columns)
 
