@@ -42,7 +42,9 @@ def check_files(connection, files: dict[str, list[str]], grid: dict[str, list[in
 def check_names(connection, paths: list[str], task: str | None, layer: str | None) -> None:
     """Problem unless the rows of each file name what its path does."""
     columns = ", ".join(["model", task or "NULL", layer or "NULL"])
-    query = f"SELECT DISTINCT filename, {columns} FROM read_parquet(?, filename = true) ORDER BY ALL"
+    query = (
+        f"SELECT DISTINCT filename, {columns} FROM read_parquet(?, filename = true) ORDER BY ALL"
+    )
     for path, *found in connection.execute(query, [paths]).fetchall():
         *above, last = Path(path).with_suffix("").parts
         block = [int(number) for number in last.split("-")] if is_block(last) else None

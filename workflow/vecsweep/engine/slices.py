@@ -47,9 +47,7 @@ def opened(folder: Path, description: dict, sharding: str, shards: int, process:
     return file
 
 
-def parts(
-    file: Tensors, shapes: dict[str, tuple[int, ...]]
-) -> Iterator[tuple[str, torch.Tensor]]:
+def parts(file: Tensors, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of all parameters; Problem unless just these are there.
 
     The tensors are the file's own pages, checked: nothing is copied.

@@ -125,7 +125,7 @@ def hub_snapshot(name: str, source: dict) -> Path:
 
 
 def checksums(folder: Path) -> list[str]:
-    """"NAME CRC-32" of each file that loading a model reads."""
+    """ "NAME CRC-32" of each file that loading a model reads."""
     files = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     files.append(folder / "config.json")
     return [f"{path.name} {file_crc32(path)}" for path in sorted(files)]
