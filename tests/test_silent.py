@@ -115,18 +115,12 @@ def database_content(path):
 
 
 def tensors_in(file):
-    notes = {key: note for key, note in getattr(file, "metadata", {}).items()}
-    return notes, {name: (str(file[name].dtype), file[name].tolist()) for name in file}
+    return file.metadata, {name: (str(file[name].dtype), file[name].tolist()) for name in file}
 
 
 def parquet(path):
     check_tables([path])  # as the summary does
     return read_table(path)
-
-
-def settings(path):
-    # One that cannot be read is written anew, and its job runs again.
-    return read_note(path) or "written anew"
 
 
 def readers(swept):
@@ -150,6 +144,11 @@ def readers(swept):
         except duckdb.Error as error:  # which stage figures and merge say, with the file's name
             assert "Corrupt" in str(error)
             raise Problem(f"{path}: {error}") from error
+
+    def settings(path):
+        # No job reads them: a note that says something else is written anew, and its job runs again.
+        same = read_note(path) == swept.sweep.all_settings()[str(path)]
+        return "as it was" if same else "written anew"
 
     folders = [path.parent for path in results.glob("models/*/model.json")]
     loaded = [p for kind in ("llama", "gptj") for p in (swept.folder / "weights" / kind).iterdir()]
@@ -193,7 +192,12 @@ def test_flipped_bytes_change_no_table_in_silence(swept, capsys):
         said = capsys.readouterr().err
         if kind == "settings" and found == "written anew":
             continue
-        same = found.equals(wholes[path]) if kind == "parquet" else found == wholes[path]
+        if kind == "parquet":
+            same = found.equals(wholes[path])
+        elif kind == "description":  # the checksum's own key may have another name
+            same = found | wholes[path] == found
+        else:
+            same = found == wholes[path]
         assert same or str(path) in said, (path, number)
     print({kind: f"{outcomes[kind]} refused" for kind in kinds})
     for kind in ("parquet", "tensors", "tokenizer", "weights", "database"):
@@ -298,7 +302,7 @@ BROKEN = {
         "shares are not 1 in all",
     ),
     "another model's": (
-        "selection/par/towns.parquet",
+        "attribution/par/verbs.parquet",
         lambda t: with_column(t, "model", lambda v: "seq"),
         "rows of another cell",
     ),
