@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import asdict, fields, replace
 
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from vecsweep.__main__ import main
 from vecsweep.engine import load, proof, sharded
 from vecsweep.engine.families import FAMILIES, Family, family_of, is_parallel
 from vecsweep.engine.readout import Readout
-from vecsweep.files import PACKAGE, Tensors
+from vecsweep.files import PACKAGE, Tensors, read_json, write_json
 from vecsweep.methods.parts import neuron_parts
 
 IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
@@ -59,7 +60,7 @@ def test_every_family_has_a_tiny_model():
 
 
 def test_description(family):
-    described = json.loads(family.description.read_text())
+    described = read_json(family.description)
     config = family.model.config
     weights = sorted(family.folder.glob("*.safetensors"))
     assert described == {
@@ -77,6 +78,11 @@ def test_description(family):
         "revision": None,
         "sha256": hashlib.sha256(b"".join(p.read_bytes() for p in weights)).hexdigest(),
         "weights": described["weights"],
+        "weights_crc32": [
+            f"{name} {zlib.crc32((family.folder / name).read_bytes()):08x}"
+            for name in ["config.json", *(path.name for path in weights)]
+        ],
+        "tokenizer_crc32": f"{zlib.crc32(family.tokenizer.read_bytes()):08x}",
     }
     assert (family.description.parent / described["weights"]).resolve() == family.folder
 
@@ -280,6 +286,7 @@ def test_masks_and_tables_of_old_checkpoints(tmp_path, kind, key):
     engine(stage)
     # Not where no old checkpoint of the family had them.
     save_file(load_file(file) | {"model.other.bias": torch.ones(3)}, file, {"format": "pt"})
+    write_json(read_json(stage.description) | {"weights_crc32": []}, stage.description)
     for load_it in (lambda: engine(stage), lambda: sharded.checked(config, stage.folder)):
         with pytest.raises(Problem, match="1 tensors were not used, the first 'model.other.bias'"):
             load_it()

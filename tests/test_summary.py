@@ -7,12 +7,12 @@ import random
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from conftest import command as stage_command
 from conftest import main, run_stage
 from vecsweep import tables
+from vecsweep.files import write_table
 from vecsweep.statistics import crossover_depths, resampled_means, wilson
 
 LAYERS = {"a": 4, "b": 3}  # of each model; blocks of two layers
@@ -37,8 +37,7 @@ def ranks(model, task, prompt_set, prompt_id, layer, site):
 
 
 def write(path, rows, schema=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
 def lens_rows(model, task, layers):
@@ -106,7 +105,17 @@ def fill(folder, model, task):
         for prompt_id in range(PROMPTS + 2)
     ]  # fmt: skip
     write(folder / "prompts" / model / f"{task}.parquet", rows, tables.schema("prompts"))
-    tables.write("attribution", [], folder / "attribution" / model / f"{task}.parquet")
+    parts = [(layer, part) for layer in range(LAYERS[model]) for part in ("attention", "ffn")]
+    rows = [
+        {
+            "model": model, "task": task, "prompt_set": prompt_set, "prompt_id": prompt_id,
+            "layer": layer, "sublayer": part, "contribution": 0.0, "correct": True,
+        }
+        for layer, part in [*parts, (None, "embedding"), (None, "bias")]
+        for prompt_set in SETS
+        for prompt_id in range(PROMPTS)
+    ]  # fmt: skip
+    tables.write("attribution", rows, folder / "attribution" / model / f"{task}.parquet")
     named = blocks(model) if model != "stray" else ["0-2"]
     files = [folder / "lens" / model / task / f"{block}.parquet" for block in named]
     for path, block in zip(files, named):

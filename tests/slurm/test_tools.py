@@ -7,6 +7,8 @@ import sys
 import yaml
 from safetensors.torch import load_file
 
+from vecsweep.files import write_json
+
 
 def tool(project, name, *options, config=None, answer=""):
     """`vecsweep NAME` in the project's folder: its process."""
@@ -81,13 +83,21 @@ def test_prune_asks_and_removes_a_model_and_a_task(project, swept):
     for name in old:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).write_text("old")
+    # What the workflow noted is its own; a person's folder beside it is not.
+    noted = {"states/old/towns": ("old", "towns"), "models/old": ("old",)}
+    noted["prompts/seq/older"] = ("seq", "older")
+    for name, cell in noted.items():
+        note = {"stage": name.split("/")[0]} | dict(zip(("model", "task"), cell))
+        write_json(note, results / "settings" / f"{name}.json")
+    old += [f"settings/{name}.json" for name in noted]
     done = tool(project, "prune", answer="n\n")
     assert "nothing removed" in done.stdout
     listed = {line.split()[-1] for line in done.stdout.splitlines() if " MB  results/" in line}
     assert listed == {f"results/{name}" for name in old[2:]} | {
         "results/states/old",
         "results/models/old",
-    }
+        "results/settings/states/old",
+    } - {"results/settings/states/old/towns.json"}
     assert files(project) == before | {results / name for name in old}
     done = tool(project, "prune", answer="y\n")
     assert done.returncode == 0

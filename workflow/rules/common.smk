@@ -9,6 +9,7 @@ from snakemake.logging import logger
 
 from vecsweep import Problem, config as vecsweep_config
 from vecsweep.figures import FIGURES as DRAWN
+from vecsweep.files import read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.resources import Requests, read_site
@@ -77,7 +78,7 @@ UNREAD = [path for s in ENDS for cell in SWEEP.cells(s) for path in SWEEP.output
 NOTED = Path("results/groups.json")
 CORES = workflow.resource_settings.cores or 1
 if not workflow.is_main_process and NOTED.exists():
-    GROUPS = json.loads(NOTED.read_text())
+    GROUPS = read_json(NOTED)
 else:
     # Who says how many jobs may be in a queue has a cluster.
     on_cluster = workflow.resource_settings.nodes is not None
@@ -115,5 +116,4 @@ if workflow.is_main_process:
 
 onstart:
     BEFORE.clear()
-    NOTED.parent.mkdir(exist_ok=True)
-    NOTED.write_text(json.dumps(GROUPS))
+    write_json(GROUPS, NOTED)

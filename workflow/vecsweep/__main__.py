@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from vecsweep import Problem
+from vecsweep.files import read_json
 from vecsweep.layout import STAGES, Stage
 from vecsweep.tools import TOOLS
 
@@ -156,8 +157,8 @@ def stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
 def settings(text: str) -> dict:
     """A stage's settings, from JSON or a file of it."""
     try:
-        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(text) if text.lstrip().startswith("{") else read_json(text)
+    except (Problem, ValueError) as error:
         raise argparse.ArgumentTypeError(f"no settings in {text}: {error}") from None
 
 

@@ -1,4 +1,10 @@
-"""Reading and writing results: never half a file, never a damaged one taken for good."""
+"""Reading and writing results: never half a file, never a damaged one taken for good.
+
+Every result carries the CRC-32 of its own content, so that it may be moved and copied: a Parquet
+file in its notes, of all its bytes (Parquet itself has none of its footer); a safetensors file in
+its metadata, of each tensor and of the rest; a JSON file as a key. What cannot carry its own, as
+weights and tokenizers, is noted in `model.json`.
+"""
 
 import json
 import os
@@ -21,14 +27,21 @@ PACKAGE = Path(__file__).parent
 
 @contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path`; it takes the place of `path` only on success."""
+    """Yield a temporary path beside `path`; it takes the place of `path` only on success.
+
+    By then it is on the disk, and its mode is what the umask says: some writers make theirs
+    private.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):  # by one that was killed
             left.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        settle(temporary, mode)
         os.replace(temporary, path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
@@ -36,6 +49,15 @@ def replacing(path):
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def settle(path: Path, mode: int) -> None:
+    """Bring a written file to the disk, with this mode; OSError if nothing is in it."""
+    if not path.stat().st_size:
+        raise OSError("nothing came into the file")
+    path.chmod(mode)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def once(args, make: Callable[..., Any], *paths) -> Any:
@@ -46,28 +68,68 @@ def once(args, make: Callable[..., Any], *paths) -> Any:
     return loaded[make, *paths]
 
 
+# Of a JSON file: no name of a model or setting starts like this. Of a Parquet file: what comes before
+# the digits in the notes.
+JSON_KEY = "_crc32"
+MARK = b"vecsweep-crc32="
+
+
+def file_crc32(path) -> str:
+    """The CRC-32 of a file's bytes, in eight digits; Problem if it cannot be read."""
+    found = 0
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                found = zlib.crc32(chunk, found)
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
+    return f"{found:08x}"
+
+
 def write_json(data: dict, path) -> None:
-    """Write `data` as indented JSON."""
+    """Write `data` as indented JSON, with its checksum."""
+    marked = data | {JSON_KEY: _json_crc32(data)}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(marked, indent=1, ensure_ascii=False) + "\n")
+        if _unmarked(json.loads(temporary.read_text())) is None:
+            raise OSError("what came into the file is something else")
 
 
 def read_json(path) -> dict:
-    """The JSON object in `path`; Problem if it is missing or damaged."""
+    """The JSON object in `path`; Problem if it is missing or damaged.
+
+    One that people or other programs wrote has no checksum.
+    """
     try:
-        return json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text())
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise Problem(f"cannot read {path}: {error}; delete it and run again") from error
+    content = _unmarked(found)
+    if content is None:
+        raise Problem(f"{path} is damaged (checksum differs); delete it and run again")
+    return content
+
+
+def _json_crc32(data: dict) -> str:
+    return f"{zlib.crc32(json.dumps(data, sort_keys=True).encode()):08x}"
+
+
+def _unmarked(found: dict) -> dict | None:
+    """The object without its checksum; None if that differs."""
+    expected = found.pop(JSON_KEY, None)
+    return found if expected in (None, _json_crc32(found)) else None
 
 
 def _checksum(tensor) -> str:
     import torch
 
-    return format(zlib.crc32(tensor.contiguous().view(torch.uint8).numpy()), "08x")
+    return f"{zlib.crc32(tensor.contiguous().view(torch.uint8).numpy()):08x}"
 
 
 def _header_checksum(notes: dict, shapes: dict) -> str:
-    return format(zlib.crc32(json.dumps([notes, shapes], sort_keys=True).encode()), "08x")
+    return f"{zlib.crc32(json.dumps([notes, shapes], sort_keys=True).encode()):08x}"
 
 
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "pyarrow", "duckdb")
@@ -108,6 +170,8 @@ def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
+    # The header's checksum is of the notes and shapes: types are noted to be in it too.
+    notes["dtypes"] = json.dumps({name: str(tensor.dtype) for name, tensor in tensors.items()})
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = _header_checksum(notes, {name: list(t.shape) for name, t in tensors.items()})
     notes["checksums"] = json.dumps(checksums | {"": header})
@@ -116,6 +180,8 @@ def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
             save_file(tensors, str(temporary), notes)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        if set(_reopened(Tensors, temporary)) != set(tensors):
+            raise OSError("tensors are missing in the file")
 
 
 class Tensors:
@@ -124,18 +190,19 @@ class Tensors:
     `Tensors(path)[name]` is the tensor; Problem if the file or the tensor is damaged.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, cure: str = "delete it and run again"):
         from safetensors import SafetensorError, safe_open
 
-        self.path = path
+        self.path, self._cure = path, cure
         try:
             self._file = safe_open(str(path), "pt")
             self.metadata = self._file.metadata() or {}
             self._checksums = json.loads(self.metadata.get("checksums", "{}"))
-            shapes = {name: self._file.get_slice(name).get_shape() for name in self}
+            shapes = self.shapes = {name: self._file.get_slice(name).get_shape() for name in self}
         except (OSError, ValueError, SafetensorError) as error:
             raise self._damaged(str(error)) from error
         notes = {key: note for key, note in self.metadata.items() if key != "checksums"}
+        self._dtypes = json.loads(notes.get("dtypes", "{}"))  # older files do not note them
         header = _header_checksum(notes, shapes)
         if self._checksums.pop("", header) != header or set(self._checksums) != set(shapes):
             raise self._damaged("checksum of the header differs")
@@ -153,30 +220,95 @@ class Tensors:
             tensor = self._file.get_tensor(name)
         except SafetensorError as error:
             raise self._damaged(str(error)) from error
+        if self._dtypes.get(name, str(tensor.dtype)) != str(tensor.dtype):
+            raise self._damaged(f"type of {name} differs")
         if self._checksums.get(name, "") != _checksum(tensor):
             raise self._damaged(f"checksum of {name} differs")
         return tensor
 
     def _damaged(self, why):
-        return Problem(f"{self.path} is damaged ({why}); delete it and run again")
+        return Problem(f"{self.path} is damaged ({why}); {self._cure}")
+
+
+def _reopened(reader: Callable[..., Any], path) -> Any:
+    """What a reader finds in a file that was just written; OSError if it is damaged."""
+    try:
+        return reader(path)
+    except Problem as problem:
+        raise OSError(f"what came into the file is something else: {problem}") from problem
 
 
 def write_table(table, path, notes: dict | None = None) -> None:
-    """Write a pyarrow table as Parquet, with page checksums and where it comes from."""
+    """Write a pyarrow table as Parquet, with a checksum of the file and where it comes from."""
     import pyarrow.parquet as pq
 
     notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
     table = table.replace_schema_metadata(notes)
+    how: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        with pq.ParquetWriter(temporary, table.schema, **how) as writer:
+            writer.write_table(table)
+            # Added last: it stands in the notes alone, and not in a copy of them.
+            writer.add_key_value_metadata({"checksum": (MARK + b"0" * 8).decode()})
+        _mark(temporary)
+        rows = _reopened(lambda path: _opened(_checked(path)[0], path).metadata.num_rows, temporary)
+        if rows != len(table):
+            raise OSError(f"{rows} of {len(table)} rows came into the file")
 
 
-def read_table(path, **options):
-    """The pyarrow table in a Parquet file; Problem if it is missing or damaged."""
+def _mark(path) -> None:
+    """Write a file's checksum to where its mark stands."""
+    data = Path(path).read_bytes()
+    with open(path, "rb+") as file:
+        file.seek(data.rindex(MARK) + len(MARK))
+        file.write(f"{zlib.crc32(data):08x}".encode())
+
+
+def _checked(path) -> tuple[bytes, bool]:
+    """(the bytes of a Parquet file, whether they carry a checksum); Problem if that differs."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise Problem(f"cannot read {path}: {reason}; run again") from error
+    start = data.rfind(MARK) + len(MARK)
+    if start < len(MARK):
+        return data, False
+    found = zlib.crc32(data[start + 8 :], zlib.crc32(b"0" * 8, zlib.crc32(data[:start])))
+    if data[start : start + 8] != f"{found:08x}".encode():
+        raise Problem(f"{path} is damaged (checksum differs); delete it and run again")
+    return data, True
+
+
+def _opened(data: bytes, path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, page_checksum_verification=True, **options)
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run again") from error
+
+
+def check_tables(paths) -> None:
+    """Problem unless Parquet files are whole, for what reads them without checking.
+
+    Those without a checksum, of older versions of vecsweep, are taken with a line that says so.
+    """
+    unchecked = [path for path in paths if not _checked(path)[1]]
+    if unchecked:
+        others = f" and {len(unchecked) - 1} others" * (len(unchecked) > 1)
+        print(f"{unchecked[0]}{others}: no checksum in it, so not checked", file=sys.stderr)
+
+
+def read_table(path, columns: list[str] | None = None):
+    """The pyarrow table in a Parquet file, or some columns; Problem if it is missing or damaged."""
+    import pyarrow as pa
+
+    data, marked = _checked(path)
+    if not marked:
+        print(f"{path}: no checksum in it, so not checked", file=sys.stderr)
+    try:
+        return _opened(data, path).read(columns)
     except (OSError, pa.ArrowException) as error:
         raise Problem(f"{path} is damaged ({error}); delete it and run again") from error

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from vecsweep import tasks
-from vecsweep.files import PACKAGE, write_json
+from vecsweep import Problem, tasks
+from vecsweep.files import PACKAGE, read_json, write_json
 from vecsweep.layout import FIGURES, ROWS, STAGES, SUMMARY, Cell, Input, Stage, other_models, rivals
 from vecsweep.tasks.formats import locate
 
@@ -311,8 +311,8 @@ def restore(before: dict[str, tuple[bytes, int] | None]) -> None:
 def read_note(path: str | Path) -> dict | None:
     """Settings as they were noted; None if they were not, or cannot be read."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except Problem:
         return None
 
 

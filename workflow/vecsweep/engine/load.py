@@ -11,7 +11,7 @@ import transformers
 from vecsweep import Problem
 from vecsweep.engine import checkpoint, products, sharded, slices
 from vecsweep.engine.families import Family, family_of, is_parallel, module_at, size_in
-from vecsweep.engine.sources import weights_folder
+from vecsweep.engine.sources import check_weights, weights_folder
 from vecsweep.files import read_json
 
 
@@ -96,8 +96,12 @@ def load(
     """
     products.use_fastest()
     folder = weights_folder(description, beside)
-    if not ready:
+    if ready:  # the weights are in it
+        kept = [line for line in description.get("weights_crc32", []) if line.startswith("config.")]
+        check_weights(description | {"weights_crc32": kept}, folder)
+    else:
         checkpoint.check_files(folder)
+        check_weights(description, folder, sharded.process(), shards)
     dtype = getattr(torch, description["dtype"])
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     heads = config.num_attention_heads

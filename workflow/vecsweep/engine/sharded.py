@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -21,6 +20,7 @@ from vecsweep import Problem
 from vecsweep.engine import slices
 from vecsweep.engine.checkpoint import Checkpoint
 from vecsweep.engine.families import tensor_parallel
+from vecsweep.files import Tensors
 
 Sharding = Literal["single", "tensor", "zero"]
 Wanted = Literal["auto", "single", "tensor", "zero"]  # the config's `engine`
@@ -102,7 +102,7 @@ class _Gathered:
             sent.wait()
 
 
-def load_tensor(config: Any, dtype: torch.dtype, weights: Checkpoint | safe_open) -> Any:
+def load_tensor(config: Any, dtype: torch.dtype, weights: Checkpoint | Tensors) -> Any:
     """A causal LM, split by AutoTP over all processes.
 
     The skeleton has no memory; each process then reads just its slices from the checkpoint, in
@@ -208,7 +208,7 @@ def gathered(mine: Any) -> list:
 
 
 def load_zero(
-    config: Any, dtype: torch.dtype, weights: Checkpoint | safe_open, offload: bool = False
+    config: Any, dtype: torch.dtype, weights: Checkpoint | Tensors, offload: bool = False
 ) -> Any:
     """A causal LM under ZeRO-3 inference: every process holds a part of each tensor.
 

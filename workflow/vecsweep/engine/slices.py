@@ -7,10 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
 from vecsweep import Problem
-from vecsweep.engine import checkpoint
+from vecsweep.files import Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -38,33 +36,27 @@ def notes(description: dict, sharding: str, shards: int, process: int) -> dict[s
     return {key: str(value) for key, value in values.items()}
 
 
-def opened(folder: Path, description: dict, sharding: str, shards: int, process: int) -> safe_open:
+def opened(folder: Path, description: dict, sharding: str, shards: int, process: int) -> Tensors:
     """The opened file of a process; Problem unless it is whole and of this model, cut like this."""
     path, cure = file_of(folder, process), f"delete {folder} and run again"
-    file = checkpoint.opened(path, cure)
-    found = file.metadata() or {}
+    file = Tensors(path, cure)
+    found = file.metadata
     for key, needed in notes(description, sharding, shards, process).items():
         if found.get(key) != needed:
             raise Problem(f"{path} is for {key}: {found.get(key)}, not {needed}; {cure}")
     return file
 
 
-def parts(
-    file: safe_open, shapes: dict[str, tuple[int, ...]]
-) -> Iterator[tuple[str, torch.Tensor]]:
+def parts(file: Tensors, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of all parameters; Problem unless just these are there.
 
-    The tensors are the file's own pages: nothing is copied, and their content is not checked.
+    The tensors are the file's own pages, checked: nothing is copied.
     """
-    wrong = set(shapes) ^ set(file.keys())
-    wrong |= {
-        name
-        for name in set(shapes) - wrong
-        if tuple(file.get_slice(name).get_shape()) != shapes[name]
-    }
+    wrong = set(shapes) ^ set(file)
+    wrong |= {name for name in set(shapes) - wrong if tuple(file.shapes[name]) != shapes[name]}
     if wrong:
         raise Problem(
             f"the slice's file and the model differ in '{min(wrong)}'; run preshard again"
         )
     for name in shapes:
-        yield name, file.get_tensor(name)
+        yield name, file[name]

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vecsweep import Problem
+from vecsweep.files import file_crc32, settle
 
 # Pickled weights (*.bin) and remote code (*.py) are never fetched.
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt"]
@@ -80,6 +81,9 @@ def convert_gguf(files: list[Path], target: Path) -> None:
         joined.unlink()
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        mode = (staging / "config.json").stat().st_mode  # safetensors makes its files private
+        for path in staging.glob("*.safetensors"):
+            settle(path, mode)
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
     except Exception as error:  # gguf, transformers and torch each raise their own
@@ -118,6 +122,27 @@ def hub_snapshot(name: str, source: dict) -> Path:
             f"{str(error).splitlines()[0]}"
         ) from error
     return local_folder(name, {"path": folder})
+
+
+def checksums(folder: Path) -> list[str]:
+    """ "NAME CRC-32" of each file that loading a model reads."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    files.append(folder / "config.json")
+    return [f"{path.name} {file_crc32(path)}" for path in sorted(files)]
+
+
+def check_weights(description: dict, folder: Path, process: int = 0, processes: int = 1) -> None:
+    """Problem unless the files are what model.json noted; of several processes each reads a share.
+
+    Older ones noted nothing. Reading them here leaves them in memory for the loading.
+    """
+    for line in description.get("weights_crc32", [])[process::processes]:
+        name, _, expected = line.rpartition(" ")
+        if file_crc32(folder / name) != expected:
+            raise Problem(
+                f"{folder / name} is damaged or another one than it was (checksum differs); "
+                f"bring it back, or delete the model.json of '{description['model']}' and run again"
+            )
 
 
 def weights_folder(description: dict, beside: Path) -> Path:

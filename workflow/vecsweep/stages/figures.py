@@ -29,7 +29,14 @@ def run(args):
     except duckdb.Error as error:
         raise Problem(f"cannot read {args.database}: {' '.join(str(error).split())}") from error
     with connection, matplotlib.rc_context(style()):
-        figure = drawer(name)(connection)
+        try:
+            figure = drawer(name)(connection)
+        except duckdb.Error as error:
+            # A table that is not there: the disk was full when an older vecsweep closed it.
+            if not isinstance(error, duckdb.CatalogException) and "Corrupt" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise Problem(f"{args.database} is damaged ({reason}); delete it, run again") from error
         # Without dates and versions, so that equal figures are equal files.
         with replacing(args.svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})

@@ -19,7 +19,7 @@ from vecsweep import Problem, tables
 from vecsweep.engine import sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
 from vecsweep.engine.families import family_of, is_parallel, module_at
-from vecsweep.files import replacing, write_json, write_tensors
+from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
 
@@ -38,10 +38,12 @@ def run(args):
     if config["source"] == "hub":
         description["weights"] = str(folder)
     tensors, notes = readout_parts(name, skeleton, folder)
+    description["weights_crc32"] = sources.checksums(folder)
     write_tensors(tensors, args.readout, notes)
     tables.write("vocabulary", vocabulary(name, tokenizer), args.vocabulary)
     with replacing(args.tokenizer) as temporary:
         plain(name, tokenizer).save(str(temporary))
+    description["tokenizer_crc32"] = file_crc32(args.tokenizer)
     write_json(description, args.description)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from vecsweep import Problem, tables, tasks
-from vecsweep.files import once, read_json
+from vecsweep.files import file_crc32, once, read_json
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import PROMPT_SETS
 from vecsweep.tasks.splits import is_outside, split_rows
@@ -32,6 +32,9 @@ class Reader(NamedTuple):
     def of(cls, path, tokenizer) -> "Reader":
         """The reader of the model that a `model.json` and a `tokenizer.json` describe."""
         description = read_json(path)
+        expected = description.get("tokenizer_crc32")  # older ones noted none
+        if expected not in (None, file_crc32(tokenizer)):
+            raise Problem(f"{tokenizer} is damaged (checksum differs); delete it and run again")
         try:
             found = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # of no class of its own

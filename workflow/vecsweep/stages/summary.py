@@ -1,5 +1,6 @@
 """Stage `summary`: all results in one DuckDB database, and the tables that people read."""
 
+import csv
 import os
 import shutil
 import tempfile
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from vecsweep import Problem, tables
+from vecsweep import Problem, invariants, tables
 from vecsweep.bands import add_bands, add_statistics
 from vecsweep.files import PACKAGE, replacing
 from vecsweep.layout import STAGES, Cell
@@ -15,6 +16,7 @@ from vecsweep.statistics import MACROS, chance_among
 from vecsweep.sweep import blocks
 
 SQL = PACKAGE / "sql"
+FULL = ("Could not write", "No space left", "File too large")  # what DuckDB says of a full disk
 
 
 def run(args):
@@ -23,27 +25,53 @@ def run(args):
     tasks = args.settings["tasks"]
     files = grid_files(args.results, grid, tasks)
     with replacing(args.database) as temporary, workplace(args.database) as folder:
-        database = Path(folder) / "summary.duckdb"
+        database, written = Path(folder) / "summary.duckdb", Path(folder) / "tables"
         try:
             with duckdb.connect(str(database), config=limits(args.memory)) as connection:
+                invariants.check_files(connection, files, args.settings["grid"])
                 build(connection, files, tasks, args.settings["top_k"])
+                invariants.check_rows(connection, args.results, args.settings["grid"])
                 add_runs(connection, args.results, files)
                 add_statistics(connection, args.settings["resamples"])
                 add_views(connection)
                 add_bands(connection, args.settings["resamples"])
-                write_tables(connection, args.tables)
+                write_tables(connection, written)
                 tables.comment_on(connection)
+                counted = counts(connection)
+                # By itself DuckDB says nothing of a full disk when it closes a database.
+                connection.execute("CHECKPOINT")
+            check_written(database, counted)
         except duckdb.OutOfMemoryException as error:
             more = f"--set-resources summary:mem_mb={2 * args.memory}"
             raise Problem(f"{args.memory} MB of memory do not do: ask for more, {more}") from error
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
-            if "Could not write" in reason:  # the disk is full
+            if any(words in reason for words in FULL):
                 raise Problem(f"cannot write {args.database}: {reason}") from error
             if isinstance(error, (duckdb.IOException, duckdb.InvalidInputException)):
                 raise Problem(f"a result is missing or damaged: {reason}; run again") from error
             raise
+        # Nothing takes its place before all is there.
+        args.tables.mkdir(parents=True, exist_ok=True)
+        for path in sorted(written.iterdir()):
+            with replacing(args.tables / path.name) as csv_file:
+                os.replace(path, csv_file)
         os.replace(database, temporary)
+
+
+def check_written(database: Path, counted: dict[str, int]) -> None:
+    """OSError unless a database that was closed has all tables, with so many rows."""
+    with duckdb.connect(str(database), read_only=True) as connection:
+        if counts(connection) != counted:
+            raise OSError("not all tables came into the database")
+
+
+def counts(connection) -> dict[str, int]:
+    """Table -> number of rows, of the database that is in use."""
+    names = [name for name, (form, _) in tables.in_database(connection).items() if form == "TABLE"]
+    return {
+        name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in names
+    }
 
 
 def workplace(database: Path):
@@ -158,7 +186,11 @@ def add_views(connection) -> None:
 
 
 def write_tables(connection, folder: Path) -> None:
-    """The CSV tables: the views of `sql/tables/`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((SQL / "tables").glob("*.sql")):
-        connection.execute(f"COPY {path.stem} TO '{folder / path.stem}.csv' (HEADER)")
+    """The CSV tables: the views of `sql/tables/`; OSError unless all rows are there."""
+    folder.mkdir()
+    for view in sorted((SQL / "tables").glob("*.sql")):
+        path = folder / f"{view.stem}.csv"
+        rows = connection.execute(f"COPY {view.stem} TO '{path}' (HEADER)").fetchone()[0]
+        with open(path, newline="") as file:
+            if sum(1 for _ in csv.reader(file)) != rows + 1:
+                raise OSError(f"not all rows came into {path.name}")

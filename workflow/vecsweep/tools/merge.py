@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vecsweep import Problem
 from vecsweep.files import replacing
-from vecsweep.stages.summary import workplace
+from vecsweep.stages.summary import FULL, check_written, counts, workplace
 
 UNTYPED = '"NULL"'  # a column that is missing in all rows, as `revision` of local models is
 OF_SWEEP = ("injected", "place")  # columns of `tasks` that are a sweep's, not the task's
@@ -46,12 +46,34 @@ def run(args):
                 for table in columns:
                     add_table(connection, parts, table, columns[table])
                 add_definitions(connection, "part0")
-                connection.execute("USE memory; DETACH merged")  # its log goes into the file
+                counted = counts(connection)
+                # By itself DuckDB says nothing of a full disk when it closes a database.
+                connection.execute("CHECKPOINT merged; USE memory; DETACH merged")
+                check_written(Path(folder) / "summary.duckdb", counted)
                 os.replace(f"{folder}/summary.duckdb", temporary)
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        except duckdb.Error as error:
             reason = str(error).splitlines()[0]
+            if "Corrupt" in reason:
+                path = next((path for path in args.databases if not readable(path)), "a database")
+                raise Problem(f"{path} is damaged ({reason}); make it again") from error
+            known = isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException))
+            if not known and not any(words in reason for words in FULL):
+                raise
             mend = "name databases of stage summary; free disk or memory"
             raise Problem(f"{reason}; {mend}") from error
+
+
+def readable(path: Path) -> bool:
+    """Whether all rows of a database can be read: DuckDB's error does not say of which it is."""
+    import duckdb
+
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            for table in counts(connection):
+                connection.execute(f"SELECT sum(hash(t)) FROM {quoted(table)} AS t")
+    except duckdb.Error:
+        return False
+    return True
 
 
 def text(value) -> str:

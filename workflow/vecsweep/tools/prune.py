@@ -1,7 +1,8 @@
 """Results of models, tasks and layer blocks that the config no longer has: list, ask, remove.
 
-They are in no table any more, for the summary reads only what the config names. What no stage
-made is left alone.
+They are in no table any more, for the summary reads only what the config names. Only results whose
+settings the workflow noted under results/settings/ are listed: what is anybody else's is left alone,
+whatever its name.
 """
 
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from vecsweep import config
 from vecsweep.layout import ROWS, Cell
-from vecsweep.sweep import Sweep
+from vecsweep.sweep import Sweep, read_note
 
 
 def arguments(parser):
@@ -37,7 +38,9 @@ def run(args):
         if answer.strip().lower() not in ("y", "yes"):
             print("nothing removed")
             return
-    for path in found:
+    # The notes of settings last: by them the rest is found, should this be stopped halfway.
+    notes = args.results / "settings"
+    for path in sorted(found, key=lambda path: notes in path.parents):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     print("removed")
 
@@ -45,25 +48,44 @@ def run(args):
 def stale(sweep: Sweep) -> list[Path]:
     """Files and folders that a stage made and the config does not ask for, widest first.
 
-    A folder of which nothing is asked for is named as a whole, with the weights in it.
+    A folder that holds nothing else is named as a whole.
     """
     results, found = Path(sweep.results), []
     for stage in ROWS:
+        settings = results / "settings" / stage.name
+        noted = noted_cells(settings, len(stage.parts[:2]))
         wanted = {tuple(part for part in cell if part) for cell in sweep.cells(stage)}
         parts = [f"{{{part}}}" for part in stage.parts]
-        made = [pattern.rstrip("/") for pattern in stage.outputs.values()]
+        made = [pattern for pattern in stage.outputs.values() if not pattern.endswith("/")]
         made += ["{model}/weights"] * (stage.name == "models")  # unpacked beside model.json
+        # Of the slices' folder what is in it, with the file that Snakemake leaves there.
+        in_folder = (r"slice-\d+.safetensors", ".snakemake_timestamp")
+        made += [f"{{model}}/{name}" for name in in_folder if stage.name == "preshard"]
         measured, told = ["/".join(parts) + ".tsv"], ["/".join(parts[:2]) + ".json"]
-        found += stale_below(results / stage.name, made, wanted)
-        found += stale_below(results / "benchmarks" / stage.name, measured, wanted)
+        found += stale_below(results / stage.name, made, wanted, noted)
+        found += stale_below(results / "benchmarks" / stage.name, measured, wanted, noted)
         # Settings are one file for all blocks of a task.
         cells = {cell[:2] for cell in wanted}
-        found += stale_below(results / "settings" / stage.name, told, cells)
+        found += stale_below(settings, told, cells, noted)
     return found
 
 
-def stale_below(folder: Path, patterns: list[str], wanted: set[tuple]) -> list[Path]:
-    """What is stale in one folder: what has the name of a cell that is not wanted."""
+def noted_cells(folder: Path, parts: int) -> set[tuple]:
+    """The (model, task) or (model,) whose settings are noted in a stage's folder."""
+    found = set()
+    for path in folder.glob("/".join(["*"] * parts) + ".json"):
+        cell = path.relative_to(folder).with_suffix("").parts
+        note = read_note(path) or {}
+        named = tuple(note.get(part) for part in Cell._fields[:parts])
+        if note.get("stage") == folder.name and named == cell:
+            found.add(cell)
+    return found
+
+
+def stale_below(
+    folder: Path, patterns: list[str], wanted: set[tuple], noted: set[tuple]
+) -> list[Path]:
+    """What is stale in one folder: what has the name of a noted cell that is not wanted."""
     found: list[Path] = []
     kept = []
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
@@ -71,7 +93,7 @@ def stale_below(folder: Path, patterns: list[str], wanted: set[tuple]) -> list[P
             continue
         cell = cell_of(path.relative_to(folder).as_posix(), patterns)
         if cell is not None:
-            (kept if cell in wanted else found).append(path)
+            (found if cell not in wanted and cell[:2] in noted else kept).append(path)
     return widened(found, kept, folder)
 
 
@@ -79,6 +101,7 @@ def cell_of(name: str, patterns: list[str]) -> tuple | None:
     """The parts of a cell that a result's name has; None if no stage made it."""
     for pattern in patterns:
         parts = {part: rf"(?P<{part}>[A-Za-z0-9][A-Za-z0-9._-]*)" for part in Cell._fields}
+        parts["layers"] = r"(?P<layers>\d+-\d+)"
         if match := re.fullmatch(pattern.replace(".", r"\.").format(**parts), name):
             return match.groups()
     return None
@@ -90,7 +113,9 @@ def widened(found: list[Path], kept: list[Path], folder: Path) -> list[Path]:
     files, whole = set(found), []
 
     def goes(path):
-        return path.is_dir() or not files.isdisjoint((path, *path.parents))
+        if not files.isdisjoint((path, *path.parents)):
+            return True
+        return path.is_dir() and not path.is_symlink() and any(path.iterdir())
 
     for path in found:
         above = path
