@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from vecsweep import Problem, tables
-from vecsweep.engine import sources
+from vecsweep.engine import folders, sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
-from vecsweep.engine.families import family_of, is_parallel, module_at
+from vecsweep.engine.families import FAMILIES, family_of, is_parallel, module_at
 from vecsweep.files import replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
@@ -29,7 +29,11 @@ def run(args):
     name = config["model"]
     folder, revision, sha256 = fetch(name, config, args.description.parent)
     skeleton = meta_model(name, folder)
+    if skeleton.config.model_type in FAMILIES:  # others may name tensors otherwise in their files
+        Checkpoint(folder, skeleton).check(skeleton)
     tokenizer = tokenizer_of(name, folder)
+    rows = module_at(skeleton, family_of(skeleton).embedding).num_embeddings
+    folders.check_vocabulary(f"model '{name}'", folder, len(tokenizer), rows)
     description = describe(name, config, skeleton, tokenizer)
     description |= {"revision": revision, "sha256": sha256}
     # Resolved, since the results may stand behind a link.
