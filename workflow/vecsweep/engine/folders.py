@@ -164,6 +164,8 @@ def tensor_shapes(about: str, folder: Path) -> dict[str, tuple[int, ...]]:
 def header(about: str, path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes by key, from the header of a safetensors file that is as long as it says."""
     try:
+        if not os.path.isdir(path) and not path.is_file() and path.exists():
+            raise ValueError("a device or pipe")  # to open one may never end
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]

@@ -78,7 +78,8 @@ def meta_model(name: str, folder: Path) -> PreTrainedModel:
     except Exception as error:  # a bad value raises transformers' own
         reason = " ".join(str(error).split())
         raise Problem(
-            f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: {reason}"
+            f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: "
+            f"{reason[:300]}; correct it, or give another model"
         ) from error
 
 
@@ -112,14 +113,18 @@ def tokenizer_of(name: str, folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and tokenizers each raise their own
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise Problem(f"model '{name}': no tokenizer in {folder}: {reason}") from error
+        raise Problem(
+            f"model '{name}': no tokenizer in {folder}: {reason}; put the model's own there"
+        ) from error
 
 
 def plain(name: str, tokenizer: Any) -> Tokenizer:
     """What a `transformers` tokenizer calls, set up as the model's class does it."""
     found = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(found, Tokenizer):
-        raise Problem(f"model '{name}': its tokenizer has no fast form, a tokenizer.json")
+        raise Problem(
+            f"model '{name}': its tokenizer has no fast form; put a tokenizer.json into its folder"
+        )
     found.no_truncation()
     found.no_padding()
     return found

@@ -149,7 +149,7 @@ def _check_template(text, varies, path):
         if varies & set(names):
             raise Problem(
                 f'{path}: in the template "{text}" {{answer}} stands before {{argument}}: a prompt '
-                "ends at {answer}, so turn the sentence round"
+                "ends at {answer}; turn the sentence round"
             )
         raise Problem(
             f'{path}: the template "{text}" asks the same for every row; it needs {{argument}}'

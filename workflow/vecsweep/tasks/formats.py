@@ -55,7 +55,7 @@ def locate(path) -> Source:
         return Source(found[0])
     names = _some([str(p.relative_to(whole)) for p in found or files])
     raise Problem(
-        f"{whole}: a folder of tasks: name one file as {whole}#NAME, of {names}"
+        f"{whole}: a folder of tasks; name one file as {whole}#NAME, of {names}"
         if not part
         else f"{whole}: {len(found)} files are named '{part}'{nearest(part, [p.stem for p in files])}; "
         f"name one of {names}"
@@ -70,8 +70,8 @@ def task_file(path: Path) -> dict | None:
     content = parsed(text, path)
     if not isinstance(content, dict):
         raise Problem(
-            f"{path}: a task file is a mapping with keys like title, data and templates "
-            "(docs/tasks.md), or published data in a known format"
+            f"{path}: neither keys and values nor published data; a task file is a mapping with keys "
+            "like title, data and templates (docs/tasks.md)"
         )
     return content
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from vecsweep import Problem, config, tasks
+from vecsweep import Problem, config, nearest, tasks
 from vecsweep.engine import folders
 from vecsweep.engine.families import family_of, module_at, size_in
 from vecsweep.files import PACKAGE
@@ -47,7 +47,10 @@ def run(args):
     grid = config.load(args.configfile)
     if args.model not in grid["models"]:
         names = ", ".join(grid["models"])
-        raise Problem(f"{args.configfile} has no model '{args.model}'; it has {names}")
+        raise Problem(
+            f"{args.configfile} has no model '{args.model}'; it has {names}"
+            f"{nearest(args.model, grid['models'])}; name one of them"
+        )
     settings = grid["models"][args.model]
     prompts = {name: prompt_count(grid, name) for name in grid["tasks"]}
     facts = Facts(args.model, settings)
