@@ -322,7 +322,7 @@ def task_keys():
     rules = yaml.safe_load(checks.SCHEMA.read_text())["properties"]
     for key, inner in rules.items():
         for what, value in wrong(inner):
-            if (what, key) in {("nothing", "separator"), ("nothing", "source")}:
+            if (what, key) in {("nothing", "separator"), ("nothing", "source")} or value is None:
                 continue
             yield Case(f"task.{key}-{what}", task_with(**{key: value}), ("towns.yaml", key))
         if len(key) > 4:
