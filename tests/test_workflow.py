@@ -455,7 +455,7 @@ def test_figures_share_jobs(project):
 
 
 def test_slices_are_written_only_where_asked_for(project):
-    sharded = CONFIG["models"]["seq"] | {"shards": 2}
+    sharded = CONFIG["models"]["seq"] | {"shards": 2, "dtype": "bfloat16"}
     config = edited(
         ("models", "whole", sharded),
         ("models", "ready", sharded | {"preshard": True, "dtype": "float16"}),
