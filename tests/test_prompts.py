@@ -457,8 +457,8 @@ BAD = [
     bad("template-twice", says="twice", templates=["{argument} {answer} {answer}"]),
     bad("template-same", says="asks the same for every row", templates=["Capital: {answer}"]),
     bad("template-turned", says="turn the sentence round", templates=["Its {answer} of {argument}"]),
-    bad("template-no-space", says="one space right before {answer}", templates=["{argument}:{answer}"]),
-    bad("template-two-spaces", says="one space right before", templates=["{argument}:  {answer}"]),
+    bad("template-space-or-not", says="some have none", templates=["{argument}:{answer}", "{argument}: {answer}"]),
+    bad("template-two-spaces", says="several spaces before {answer}", templates=["{argument}:  {answer}"]),
     bad("template-format", says="without : or !", templates=["{argument!r} {answer}"]),
     bad("template-list-of-answers", says="'{answers}'", templates=["{argument} {answers} {answer}"]),
     bad("data-number", says="data must be text, not 5", data_key=5),
@@ -523,9 +523,9 @@ def test_bad_task(tmp_path, data, file, changes, says):
 @pytest.mark.parametrize(
     "content, says",
     [
-        (None, "no task file"),
+        (None, "No such file"),
         (b"title: [", "not YAML"),
-        (b"\xff\xfe", "not YAML"),
+        (b"\xff\xfe", "not UTF-8"),
         (b"", "is a mapping"),
         (b"- a\n- b\n", "is a mapping"),
     ],

@@ -28,6 +28,7 @@ KINDS = {
         *(
             "antonyms",
             "capitals",
+            "capitals_chinese",
             "capitals_paper",
             "colored_objects",
             "comparatives",
@@ -85,7 +86,8 @@ def test_yaml(task):
     assert content["data"] == f"{task}.csv"
     assert task in KINDS[content["kind"]]
     for template in content["templates"]:
-        assert re.search(r" \{answer\}[.!?]?$", template)
+        ending = r"[^ ]\{answer\}[。”]*$" if task in UNSPACED else r" \{answer\}[.!?]?$"
+        assert re.search(ending, template)
         assert template.count("{answer}") == 1
         asked = template.index("{object}" if task == "colored_objects" else "{argument}")
         assert asked < template.index("{answer}")
@@ -95,6 +97,8 @@ def test_yaml(task):
     assert content["source"].strip()
 
 
+# Written without spaces.
+UNSPACED = {"capitals_chinese"}
 # As the paper has them: one wording, one demonstration.
 THE_PAPERS_OWN = {"capitals_paper"}
 # Stays first, so that a run with one template is a run of the paper.
@@ -189,6 +193,7 @@ SIZES = {
     "animal_class": 231,
     "antonyms": 268,
     "capitals": 248,
+    "capitals_chinese": 134,
     "capitals_paper": 248,
     "category_example": 63,
     "colored_objects": 200,
@@ -371,6 +376,19 @@ CONSTITUENTS = {
     "Vatican City": "Vatican City",
     "Wales": "Cardiff",
 }
+
+
+def test_chinese_capitals_are_those_of_today():
+    right = answers("capitals_chinese")
+    assert {
+        "法国": ["巴黎"],
+        "日本": ["东京"],
+        "埃及": ["开罗"],
+        "秘鲁": ["利马"],
+    }.items() <= right.items()
+    assert not {"玻利维亚", "布隆迪", "南非"} & set(right)  # whose capital names no time zone
+    for country, (capital,) in right.items():
+        assert not re.search(r"[ a-zA-Z]", country + capital) and country != capital
 
 
 def country_info(name):

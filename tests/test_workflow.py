@@ -309,7 +309,7 @@ def test_a_dry_run_leaves_no_trace(project):
 
 
 def test_a_model_more_runs_its_own_jobs(project):
-    new = CONFIG["models"]["seq"]
+    new = CONFIG["models"]["seq"] | {"dtype": "bfloat16"}
     outputs, every = pending(project, edited(("models", "new", new)))
     assert outputs == {output for output in every if "/new/" in output or is_end(output)}
     assert {stage_of(o) for o in outputs} >= {
@@ -455,8 +455,11 @@ def test_figures_share_jobs(project):
 
 
 def test_slices_are_written_only_where_asked_for(project):
-    sharded = CONFIG["models"]["seq"] | {"shards": 2}
-    config = edited(("models", "whole", sharded), ("models", "ready", sharded | {"preshard": True}))
+    sharded = CONFIG["models"]["seq"] | {"shards": 2, "dtype": "bfloat16"}
+    config = edited(
+        ("models", "whole", sharded),
+        ("models", "ready", sharded | {"preshard": True, "dtype": "float16"}),
+    )
     for name in ("whole", "ready"):
         goal = f"results/states/{name}/towns.safetensors"
         done = snakemake(project, config, "--dry-run", "--printshellcmds", "--", goal)
@@ -635,6 +638,10 @@ BAD_CONFIGS = {
         {"tasks": CONFIG["tasks"]},
         "config, top level: 'models' is a required property",
     ),
+    "no-weights": (
+        edited(("models", "hollow", CONFIG["models"]["seq"] | {"path": "weights/empty"})),
+        "model 'hollow': no config.json in weights/empty",
+    ),
     "no-task-file": (edited(("tasks", "nowhere", {})), "nowhere.yaml: No such file"),
     "no-answer-column": (
         edited(("tasks", "columns", {"file": "tasks/columns.yaml"})),
@@ -659,28 +666,22 @@ def test_bad_config_starts_no_job(project, name):
 
 
 def test_bad_models_and_tasks_fail_alone(project):
-    # Four mistakes that only a job can find, in one run that keeps going.
+    # Three mistakes that only a job can find, in one run that keeps going.
     tiny.save("cohere", project.folder / "weights" / "cohere")
-    (project.folder / "weights" / "empty").mkdir()
-    shutil.copy(
-        project.folder / "weights" / "llama" / "config.json", project.folder / "weights" / "empty"
-    )
     tiny.write_task(project.folder / "tasks", "same", {"Poland": "Poland", "Peru": "Peru"})
     good = CONFIG["models"]["seq"]
     config = edited(
         ("models", "foreign", good | {"path": "weights/cohere"}),
-        ("models", "changed", good | {"sha256": "0" * 64}),
-        ("models", "hollow", good | {"path": "weights/empty"}),
+        ("models", "changed", good | {"sha256": "0" * 64, "dtype": "float16"}),
         ("tasks", "same", {"file": "tasks/same.yaml"}),
     )
     before = finished(project)
-    bad = [f"results/models/{name}/model.json" for name in ("foreign", "changed", "hollow")]
+    bad = [f"results/models/{name}/model.json" for name in ("foreign", "changed")]
     done = snakemake(project, config, "--keep-going", *bad, "results/prompts/seq/same.parquet")
     refused(
         done,
         "unknown model family 'cohere'",
         "model 'changed': sha256 of model.safetensors is",
-        "model 'hollow': no *.safetensors weights in",
         "task 'same': no prompt is left",
     )
     left = finished(project)

@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from vecsweep import Problem, config as vecsweep_config
+from vecsweep.engine import folders
 from vecsweep.figures import FIGURES as DRAWN
 from vecsweep.files import read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, ROWS, SUMMARY, Cell
@@ -23,6 +24,8 @@ try:
     SWEEP = Sweep(config)
     # Every task is read before any job starts: a mistake in a table costs no sweep.
     SWEEP.loaded
+    if workflow.is_main_process:
+        folders.check_all(config["models"], SWEEP.waiting_models())
     SITE = read_site(HERE / "workflow" / "profiles" / "slurm")
 except Problem as problem:
     raise WorkflowError(str(problem)) from None

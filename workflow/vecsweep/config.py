@@ -1,17 +1,38 @@
 """The config: read, checked against its schema, defaults filled in, before any job starts."""
 
 import copy
-import difflib
-from pathlib import Path
+import math
 
 import jsonschema
 import yaml
 
-from vecsweep import Problem
-from vecsweep.files import PACKAGE
+from vecsweep import Problem, nearest
+from vecsweep.files import PACKAGE, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
 LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks")
+# The keys that say where a model is, by its source.
+SOURCES = {"package": ("files",), "local": ("path",), "hub": ("id", "revision")}
+CALLED = {
+    "integer": "a whole number",
+    "number": "a number, with a point before an exponent",
+    "string": "text, in quotes if it looks like a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "keys and values, or {} for none",
+    "null": "null",
+}
+# How to mend what breaks a rule of the schema.
+CURES = {
+    "required": "add it",
+    "enum": "write one of them",
+    "const": "write that",
+    "pattern": "write it in that form",
+    "minItems": "name at least one",
+    "minProperties": "name at least one",
+    "uniqueItems": "name each once",
+}
+NUMBERS = {"integer": int, "number": (int, float)}
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -29,14 +50,20 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parsed(text: str, path):
+    """What a YAML text holds; Problem if it is none or names a key twice. `path` is for messages."""
+    try:
+        return yaml.load(text, UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is no date
+        said = " ".join(str(error).split())
+        raise Problem(f"cannot read {path}: not YAML: {said}; correct it there") from error
+
+
 def read(path) -> dict:
     """The config in a YAML file, as written; Problem if it cannot be read or names a key twice."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    content = parsed(text_in(path), path)
     if not isinstance(content, dict):
-        raise Problem(f"{path} holds no keys")
+        raise Problem(f"{path} holds no keys; write models: and tasks: into it")
     return content
 
 
@@ -47,42 +74,71 @@ def load(path) -> dict:
 
 def schema() -> dict:
     """The config's JSON schema, with a description and a default for each key."""
-    return yaml.safe_load(SCHEMA.read_text())
+    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
 def checked(config: dict) -> dict:
     """A copy of `config` with the schema's defaults; Problem at its first mistake."""
     rules = schema()
-    errors = jsonschema.Draft202012Validator(rules).iter_errors(config)
+    errors = VALIDATOR(rules).iter_errors(config)
     # An unknown key often makes a required one missing: name the unknown key first.
     first = sorted(
         errors, key=lambda e: (e.validator != "additionalProperties", list(map(str, e.path)))
     )
     if first:
-        raise Problem(_line(first[0]))
+        raise Problem(_line(first[0], rules))
     config = copy.deepcopy(config)
     _fill_defaults(config, rules)
     for name, model in config["models"].items():
         _check_model(name, model)
     for section in ("models", "tasks"):
         _check_names(section, config[section])
-    for listed in LISTS:
-        section, key = listed.split(".")
-        for task in config[section][key] or []:
-            if task not in config["tasks"]:
-                raise Problem(
-                    f"config, {section} > {key}: task '{task}' is in a list, but not under tasks: add it"
-                )
+    _check_lists(config, rules)
     return config
 
 
+def _is_number(kind):
+    def check(_, value):
+        right = isinstance(value, NUMBERS[kind]) and not isinstance(value, bool)
+        return right and math.isfinite(value)  # 3.0 is no number of layers, nan no factor
+
+    return check
+
+
+_DRAFT = jsonschema.Draft202012Validator
+VALIDATOR = jsonschema.validators.extend(
+    _DRAFT,
+    type_checker=_DRAFT.TYPE_CHECKER.redefine_many({kind: _is_number(kind) for kind in NUMBERS}),
+)
+
+
 def _check_model(name, model):
+    source = model["source"]
+    for other, keys in SOURCES.items():
+        for key in keys:
+            if key in model and other != source:
+                raise Problem(
+                    f"config, models > {name}: '{key}' says nothing with source: {source}; remove it, "
+                    f"or write source: {other}"
+                )
     if model["preshard"] and model["shards"] == 1:
-        raise Problem(f"config, models > {name}: preshard: true needs shards: 2 or more")
+        raise Problem(
+            f"config, models > {name}: preshard: true needs shards: 2 or more; write both"
+        )
     if model["offload"] and model["engine"] in ("single", "tensor"):
         engine = model["engine"]
         raise Problem(
             f"config, models > {name}: engine: {engine} cannot offload; write engine: zero or auto"
+        )
+    if model["engine"] in ("tensor", "zero") and model["shards"] == 1 and not model["offload"]:
+        raise Problem(
+            f"config, models > {name}: engine: {model['engine']} needs shards: 2 or more; write them, "
+            "or engine: auto"
+        )
+    if model["engine"] == "single" and model["shards"] > 1:
+        raise Problem(
+            f"config, models > {name}: engine: single takes one process, not shards: "
+            f"{model['shards']}; write engine: auto or shards: 1"
         )
 
 
@@ -97,15 +153,76 @@ def _check_names(section, names):
         seen[name.casefold()] = name
 
 
-def _line(error) -> str:
+def _check_lists(config, rules):
+    """Problem if a list names a task that the config has not, or that no job would take."""
+    known = config["tasks"]
+    lists = LISTS
+    if (
+        config["interventions"]["rivals"]
+        != (rules["properties"]["interventions"]["properties"]["rivals"]["default"])
+    ):  # those of the default need not be in the config
+        lists += ("interventions.rivals",)
+    for listed in lists:
+        section, key = listed.split(".")
+        for task in config[section][key] or []:
+            if task not in known:
+                raise Problem(
+                    f"config, {section} > {key}: task '{task}' is in a list, but not under tasks"
+                    f"{nearest(task, known)}: add it there, or remove it here"
+                )
+    ablated = config["ablations"]["tasks"]
+    for task in config["ablations"]["twins"] or []:
+        if ablated is not None and task not in ablated:
+            raise Problem(
+                f"config, ablations > twins: task '{task}' is not in ablations > tasks, of which twins "
+                "are some; add it there, or remove it here"
+            )
+
+
+def _line(error, rules) -> str:
     where = " > ".join(map(str, error.absolute_path)) or "top level"
     if error.validator == "additionalProperties":
         allowed = list(error.schema["properties"])
         key = next(k for k in error.instance if k not in allowed)
-        close = difflib.get_close_matches(str(key), allowed, 1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        hint = nearest(key, allowed)
         return f"config, {where}: unknown key '{key}'{hint}; allowed are {', '.join(allowed)}"
-    return f"config, {where}: {error.message}"
+    if "propertyNames" in error.absolute_schema_path:
+        return (
+            f"config, {where}: the name {_short(error.message)}; a name is letters, digits, _ and -, "
+            "in quotes if it is a number"
+        )
+    key, meaning = _meaning(error.absolute_path, rules)
+    message = error.message.replace(repr(error.instance), _short(repr(error.instance)))
+    cure = CURES.get(error.validator, "write one that is allowed")
+    if error.validator == "type":
+        kinds = error.validator_value
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        cure = f"write {' or '.join(CALLED[kind] for kind in kinds)}"
+    if error.validator == "required":
+        missing = next(k for k in error.validator_value if k not in error.instance)
+        key, meaning = _meaning([*error.absolute_path, missing], rules)
+    hint = nearest(error.instance, error.validator_value) if error.validator == "enum" else ""
+    said = f" ({key}: {meaning})" if meaning else ""
+    return f"config, {where}: {_short(message, 200)}{hint}; {cure}{said}"
+
+
+def _short(text, most=80):
+    text = " ".join(str(text).split())
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def _meaning(path, rules):
+    """(key, description) of the innermost key of a path that the schema describes."""
+    found = ("", "")
+    for key in path:
+        if isinstance(key, int):
+            rules = rules.get("items", {})
+            continue
+        known = rules.get("properties", {})
+        rules = known[key] if key in known else rules.get("additionalProperties") or {}
+        if "description" in rules:
+            found = (key, " ".join(rules["description"].split()))
+    return found
 
 
 def _fill_defaults(value, schema):

@@ -6,9 +6,11 @@ its metadata, of each tensor and of the rest; a JSON file as a key. What cannot 
 weights and tokenizers, is noted in `model.json`.
 """
 
+import errno
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 import zlib
@@ -20,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vecsweep import Problem
+from vecsweep import Problem, nearest
 
 PACKAGE = Path(__file__).parent
 
@@ -58,6 +60,39 @@ def settle(path: Path, mode: int) -> None:
     path.chmod(mode)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def text_in(path, encoding="utf-8-sig") -> str:
+    """The text of a file that a user gave; Problem unless there is one that can be read.
+
+    A byte order mark is no part of it, but with encoding utf-8 it is.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise Problem(f"{path} is a folder; name a file in it")
+        if not stat.S_ISREG(found.st_mode):  # to read one may never end
+            raise Problem(f"{path} is a device or pipe; name a file")
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise Problem(f"cannot read {path}: {_reason(error, path)}") from error
+
+
+def _reason(error, path):
+    """Why a file cannot be read, and what to do."""
+    kind = getattr(error, "errno", None)
+    said = os.strerror(kind) if kind else str(error)
+    if kind == errno.ENOENT:
+        try:
+            beside = os.listdir(path.parent)
+        except OSError:
+            beside = []
+        return f"{said}{nearest(path.name, beside)}; correct the path, or put the file there"
+    cures = {errno.EACCES: "make it readable", errno.ELOOP: "its link points at itself, mend it"}
+    return f"{said}; {cures.get(kind, 'correct the path')}"
 
 
 def once(args, make: Callable[..., Any], *paths) -> Any:

@@ -5,27 +5,50 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
-from vecsweep import Problem
+from vecsweep import Problem, nearest
+from vecsweep.config import parsed
+from vecsweep.files import text_in
 from vecsweep.layout import Stage
 from vecsweep.tools import plan
 
-KEYS = ("account", "cpu_partition", "gpu_partition", "gpus_per_node", "gpu_model")
-KEYS += ("gpu_memory_gb", "cpus_per_gpu", "max_hours", "modules")
+NAMES = ("account", "cpu_partition", "gpu_partition", "gpu_model")  # or nothing
+NUMBERS = {"gpus_per_node": 0, "gpu_memory_gb": 1, "cpus_per_gpu": 1, "max_hours": 1}  # at least
+KEYS = (*NAMES, *NUMBERS, "modules")
 
 
 def read_site(folder: Path) -> dict:
-    """The cluster's names and sizes: `site.yaml` of a profile's folder, else `site.example.yaml`."""
+    """The cluster's names and sizes: `site.yaml` of a profile's folder, else `site.example.yaml`.
+
+    Problem at a key that is unknown, missing, or of another kind than in the example.
+    """
     own = folder / "site.yaml"
     path = own if own.exists() else folder / "site.example.yaml"
-    try:
-        site = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    site = parsed(text_in(path), path)
     if not isinstance(site, dict) or site.keys() != set(KEYS):
-        wrong = ", ".join(sorted(set(site or ()) ^ set(KEYS)))
-        raise Problem(f"{path}: keys that are unknown or missing: {wrong}")
+        given = site if isinstance(site, dict) else {}
+        wrong = ", ".join(
+            f"{key}{nearest(key, KEYS)}" for key in sorted({*map(str, given)} - {*KEYS})
+        )
+        lacking = ", ".join(key for key in KEYS if key not in given)
+        said = [f"unknown: {wrong}"] * bool(wrong) + [f"missing: {lacking}"] * bool(lacking)
+        raise Problem(f"{path}: keys that are {', '.join(said)}; write those of site.example.yaml")
+    for key, least in NUMBERS.items():
+        value = site[key]
+        if key in ("gpu_memory_gb", "cpus_per_gpu") and site["gpus_per_node"] == 0:
+            continue  # of no GPU
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+            raise Problem(f"{path}, {key}: {value!r} is no number from {least} on; write one")
+    for key in NAMES:
+        if site[key] is not None and not isinstance(site[key], str):
+            raise Problem(
+                f"{path}, {key}: {site[key]!r} is no name; write it in quotes, or nothing"
+            )
+    if not isinstance(site["modules"], list) or not all(
+        isinstance(m, str) for m in site["modules"]
+    ):
+        raise Problem(
+            f"{path}, modules: {site['modules']!r} is no list of names; write [] for none"
+        )
     return site
 
 

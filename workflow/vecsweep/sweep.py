@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from vecsweep import Problem, tasks
+from vecsweep import Problem, nearest, tasks
 from vecsweep.files import PACKAGE, read_json, write_json
 from vecsweep.layout import FIGURES, ROWS, STAGES, SUMMARY, Cell, Input, Stage, other_models, rivals
 from vecsweep.tasks.formats import locate
@@ -29,7 +29,10 @@ class Sweep:
     @cached_property
     def loaded(self) -> dict[str, tasks.Task]:
         """Every task of the grid, read from its file; Problem at the first mistake."""
-        return {name: self.load_task(name) for name in self.tasks}
+        found = {name: self.load_task(name) for name in self.tasks}
+        number = self.config.get("prompts", {}).get("demonstrations", 0)
+        tasks.check_grid(found, number, packaged())
+        return found
 
     def task_file(self, task: str) -> str:
         """A task's file, relative to this folder where it is the packaged one."""
@@ -38,7 +41,13 @@ class Sweep:
 
     def load_task(self, task: str) -> tasks.Task:
         """A task of the grid, read from its file, or a section of one."""
-        return tasks.load(self.config["tasks"][task].get("file") or self.task_file(task), task)
+        own, ready = self.config["tasks"][task].get("file"), self.task_file(task)
+        if not own and task not in packaged():
+            raise Problem(
+                f"config, tasks > {task}: no packaged task has that name{nearest(task, packaged())} "
+                f"({ready}: No such file); write {task}: {{file: path/to/yours.yaml}}"
+            )
+        return tasks.load(own or ready, task)
 
     def tasks_of(self, stage: Stage) -> list[str]:
         """The tasks that a stage has jobs for, in the config's order."""
@@ -224,6 +233,10 @@ class Sweep:
                 found.add((stage.name, cell))
         return found
 
+    def waiting_models(self) -> list[str]:
+        """The models that stage `models` is to bring here, or to bring anew."""
+        return [name for name in self.models if ("models", Cell(name)) in self._outdated]
+
     def groups(self, cores: int, fits: Callable[[Stage, str], int] | None = None) -> Groups:
         """Model -> stage -> lists of tasks that one job takes together, by `tasks_per_job`.
 
@@ -269,6 +282,11 @@ class Sweep:
             if new or read_note(note) != settings or older(pictures, [database, note]):
                 late.append(name)
         return parted(late, min(cores, math.ceil(len(late) / 6)))
+
+
+def packaged() -> list[str]:
+    """The names of the tasks that come with vecsweep."""
+    return sorted(path.stem for path in (PACKAGE / "tasks").glob("*.yaml"))
 
 
 def parted(names: list[str], count: int) -> list[list[str]]:

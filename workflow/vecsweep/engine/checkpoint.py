@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Shape = tuple[int, ...]
+AGAIN = "fetch the model again"
 
 
 def check_files(folder: Path) -> None:
@@ -38,11 +39,13 @@ def refuse(
     `shapes` has those that differ: key -> (the tensor's, the parameter's).
     """
     for name, (has, needs) in sorted(shapes.items()):
-        raise Problem(f"{folder}: '{name}' has shape {has}, the model needs {needs}")
+        raise Problem(f"{folder}: '{name}' has shape {has}, the model needs {needs}; {AGAIN}")
     if missing:
-        raise Problem(f"{folder}: the checkpoint has no tensor for '{min(missing)}'")
+        raise Problem(f"{folder}: the checkpoint has no tensor for '{min(missing)}'; {AGAIN}")
     if unused:
-        raise Problem(f"{folder}: {len(unused)} tensors were not used, the first '{min(unused)}'")
+        raise Problem(
+            f"{folder}: {len(unused)} tensors were not used, the first '{min(unused)}'; {AGAIN}"
+        )
 
 
 def unneeded(family: Family, key: str) -> bool:

@@ -157,11 +157,12 @@ FAMILIES = {
 _SIZES = {
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
 }
 
 
 def size_in(content: dict, name: str) -> int | None:
-    """`num_attention_heads` or `hidden_size` of a config.json's content; None if it has none."""
+    """`num_attention_heads`, `hidden_size` or `layers` of a config.json's content; None if it has none."""
     return next((content[key] for key in _SIZES[name] if key in content), None)
 
 

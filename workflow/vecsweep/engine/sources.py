@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vecsweep import Problem
+from vecsweep.engine import folders
 from vecsweep.files import file_crc32, settle
 
 # Pickled weights (*.bin) and remote code (*.py) are never fetched.
@@ -97,13 +98,7 @@ def convert_gguf(files: list[Path], target: Path) -> None:
 def local_folder(name: str, source: dict) -> Path:
     """A folder in the hub's format: config.json, tokenizer files and *.safetensors."""
     folder = Path(source["path"]).expanduser()
-    if not (folder / "config.json").is_file():
-        raise Problem(f"model '{name}': no config.json in {folder}; give a folder in hub format")
-    if not sorted(folder.glob("*.safetensors")):
-        raise Problem(
-            f"model '{name}': no *.safetensors weights in {folder}; "
-            "convert pickled weights with transformers' save_pretrained first"
-        )
+    folders.check(name, folder, source.get("layers"))
     return folder
 
 
@@ -121,7 +116,7 @@ def hub_snapshot(name: str, source: dict) -> Path:
             f"model '{name}': cannot get {source['id']} at {source['revision']} from the hub: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return local_folder(name, {"path": folder})
+    return local_folder(name, source | {"path": folder})
 
 
 def checksums(folder: Path) -> list[str]:

@@ -38,6 +38,7 @@ def style() -> dict:
             "font.family": "sans-serif",
             "font.sans-serif": [FONT],
             "font.size": 7.5,
+            "text.parse_math": False,  # a $ in a task's title is a $
             "axes.labelsize": 7.5,
             "axes.titlesize": 8,
             "axes.titleweight": "bold",

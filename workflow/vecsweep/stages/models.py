@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from vecsweep import Problem, tables
-from vecsweep.engine import sources
+from vecsweep.engine import folders, sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
-from vecsweep.engine.families import family_of, is_parallel, module_at
+from vecsweep.engine.families import FAMILIES, family_of, is_parallel, module_at
 from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
@@ -29,7 +29,11 @@ def run(args):
     name = config["model"]
     folder, revision, sha256 = fetch(name, config, args.description.parent)
     skeleton = meta_model(name, folder)
+    if skeleton.config.model_type in FAMILIES:  # others may name tensors otherwise in their files
+        Checkpoint(folder, skeleton).check(skeleton)
     tokenizer = tokenizer_of(name, folder)
+    rows = module_at(skeleton, family_of(skeleton).embedding).num_embeddings
+    folders.check_vocabulary(f"model '{name}'", folder, len(tokenizer), rows)
     description = describe(name, config, skeleton, tokenizer)
     description |= {"revision": revision, "sha256": sha256}
     # Resolved, since the results may stand behind a link.
@@ -76,7 +80,8 @@ def meta_model(name: str, folder: Path) -> PreTrainedModel:
     except Exception as error:  # a bad value raises transformers' own
         reason = " ".join(str(error).split())
         raise Problem(
-            f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: {reason}"
+            f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: "
+            f"{reason[:300]}; correct it, or give another model"
         ) from error
 
 
@@ -110,14 +115,18 @@ def tokenizer_of(name: str, folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and tokenizers each raise their own
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise Problem(f"model '{name}': no tokenizer in {folder}: {reason}") from error
+        raise Problem(
+            f"model '{name}': no tokenizer in {folder}: {reason}; put the model's own there"
+        ) from error
 
 
 def plain(name: str, tokenizer: Any) -> Tokenizer:
     """What a `transformers` tokenizer calls, set up as the model's class does it."""
     found = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(found, Tokenizer):
-        raise Problem(f"model '{name}': its tokenizer has no fast form, a tokenizer.json")
+        raise Problem(
+            f"model '{name}': its tokenizer has no fast form; put a tokenizer.json into its folder"
+        )
     found.no_truncation()
     found.no_padding()
     return found

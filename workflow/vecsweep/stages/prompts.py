@@ -43,17 +43,18 @@ class Reader(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A prompt before it is tokens; `twin`: of the extractive set."""
+    """A prompt before it is tokens; `twin`: of the extractive set, `space`: before its answer."""
 
     text: str
     argument: str
     answers: list[str]
     twin: bool
+    space: str
 
     @property
     def continued(self) -> list[str]:
         """The text with the argument behind it, and with each answer."""
-        return [f"{self.text} {word}" for word in (self.argument, *self.answers)]
+        return [f"{self.text}{self.space}{word}" for word in (self.argument, *self.answers)]
 
 
 def run(args):
@@ -101,11 +102,11 @@ def build(
         texts = {"abstractive": tasks.abstractive_prompt(task, row, shown, template)}
         if task.extractive:
             texts["extractive"] = tasks.extractive_prompt(task, row, shown, template)
-        texts["novel"] = tasks.novel_prompt(row, words, generator)
+        texts["novel"] = tasks.novel_prompt(row, words, generator, task.space)
         for prompt_set, text in texts.items():
             twin = prompt_set == "extractive"
             answers = tasks.extractive_answers(task, row) if twin else row["answers"]
-            prompts.append(Said(text, row["argument"], answers, twin))
+            prompts.append(Said(text, row["argument"], answers, twin, task.space))
             rows.append(
                 {
                     "task": task.name,

@@ -6,10 +6,11 @@ Published data sets are tasks as they are, see `formats`; all keys of a task fil
 import hashlib
 import random
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vecsweep import Problem
+from vecsweep import Problem, nearest
 from vecsweep.tasks import checks, formats
 from vecsweep.tasks.checks import fields
 
@@ -31,6 +32,15 @@ class Task:
     extractive: dict = field(default_factory=dict)
     demonstrations: list[str] = field(default_factory=list)
     out_of_domain: dict = field(default_factory=dict)
+
+    @property
+    def space(self) -> str:
+        """What the templates have between a prompt and the word that goes on: a space, or nothing."""
+        return checks.space_of(self.templates[0])
+
+
+# Written without spaces between words, as Unicode calls their letters.
+UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
 
 def load(path, name: str | None = None) -> Task:
@@ -54,6 +64,7 @@ def load(path, name: str | None = None) -> Task:
     said.pop("source", None)
     task = Task(name=name or part or file.stem, rows=rows, **said)
     checks.check_task(task, file)
+    _check_rendered(task, file)
     seen: dict[tuple, int] = {}
     for number, row in enumerate(rows, start=1):
         first = seen.setdefault(identity(task, row), number)
@@ -63,6 +74,24 @@ def load(path, name: str | None = None) -> Task:
                 f"'{row['argument']}' and '{row['answers'][0]}'; keep one"
             )
     return task
+
+
+def _check_rendered(task, path):
+    """Problem unless each row's question is its argument's own, and its answer follows as scored."""
+    for text in task.templates:
+        asked: dict[str, str] = {}
+        for row in task.rows:
+            question, argument, answer = _question(text, row), row["argument"], row["answers"][0]
+            if not _fill(text, row, answer).startswith(f"{question}{task.space}{answer}"):
+                raise Problem(
+                    f'{path}: the template "{text}" has several spaces before the answer of '
+                    f"'{argument}'; take those at the end of its other columns away"
+                )
+            if asked.setdefault(question, argument) != argument:
+                raise Problem(
+                    f"{path}: the template \"{text}\" asks the same of '{asked[question]}' and "
+                    f"'{argument}'; let it name {{argument}} before {{answer}}"
+                )
 
 
 def identity(task: Task, row: dict) -> tuple[str, ...]:
@@ -108,6 +137,33 @@ def choose_demonstrations(pool: list[dict], row: dict, number: int) -> list[dict
     return list(chosen.values())
 
 
+def check_grid(loaded: dict[str, Task], demonstrations: int, packaged: list[str]) -> None:
+    """Problem at what is wrong between the tasks of a config, and between them and its prompts.
+
+    `loaded`: task by name. `packaged`: names that a config may have, and this one need not.
+    """
+    for name, task in loaded.items():
+        other = task.out_of_domain.get("task")
+        known = [one for one in dict.fromkeys((*loaded, *packaged)) if one != name]
+        if other is not None and other not in known:
+            what = "is the task itself" if other == name else "is no task of the config"
+            raise Problem(
+                f"task '{name}', out_of_domain > task: '{other}' {what}{nearest(other, known)}; "
+                "name one that stands under tasks"
+            )
+    for name, task in loaded.items():
+        fits, argument = min(
+            (len(choose_demonstrations(task.rows, row, demonstrations)), row["argument"])
+            for row in task.rows
+        )
+        if fits < demonstrations:
+            raise Problem(
+                f"config, prompts > demonstrations: {demonstrations} are asked for, but {task.data} "
+                f"has only {fits} that give nothing of '{argument}' away (task '{name}'); write "
+                f"demonstrations: {fits}, or add rows"
+            )
+
+
 def gives_away(shown: dict, row: dict) -> bool:
     """Whether two rows share a word: argument, an answer, or as inverses one's answer the other's
     argument; all without regard to case."""
@@ -119,7 +175,7 @@ def _folded(row):
 
 
 def abstractive_prompt(task: Task, row: dict, demonstrations: list[dict], template: int = 0) -> str:
-    """The prompt of the paper's section 3 in a template, cut before the answer and its space."""
+    """The prompt of the paper's section 3 in a template, cut before the answer and its space, if any."""
     text = task.templates[template]
     shown = [_fill(text, r, r["answers"][0]) for r in demonstrations]
     return task.separator.join([*shown, _question(text, row)])
@@ -143,16 +199,31 @@ def extractive_answers(task: Task, row: dict) -> list[str]:
     return row["answers"][:1]
 
 
-def novel_prompt(row: dict, words: list[str], generator: random.Random) -> str:
-    """Three random words and the argument, thrice, cut before the last argument (paper section 3)."""
+def novel_prompt(row: dict, words: list[str], generator: random.Random, space: str = " ") -> str:
+    """Three random words and the argument, thrice, cut before the last argument (paper section 3).
+
+    Where the task's templates have no space before a word, each argument begins a line: there it is
+    written as in them, and no tokenizer joins it to the word before.
+    """
     context = " ".join(generator.sample(words, 3))
-    return f"{context} {row['argument']} {context} {row['argument']} {context}"
+    between = space or "\n"
+    asked = f"{context}{between}{row['argument']}{between}"
+    return f"{asked}{asked}{context}" + ("" if space else between)
 
 
 def stands_in(words: list[str], text: str) -> bool:
     """Whether one of the words stands in a text as a whole word, without regard to case."""
-    pattern = "|".join(re.escape(word) for word in words)
-    return re.search(rf"(?<!\w)(?:{pattern})(?!\w)", text, re.IGNORECASE) is not None
+    pattern = "|".join(
+        (r"(?<!\w)" if _spaced(word[0]) else "")
+        + re.escape(word)
+        + (r"(?!\w)" if _spaced(word[-1]) else "")
+        for word in words
+    )
+    return re.search(pattern, text, re.IGNORECASE) is not None
+
+
+def _spaced(letter):
+    return unicodedata.name(letter, "").split(" ")[0] not in UNSPACED
 
 
 def _fill(template, row, answer):

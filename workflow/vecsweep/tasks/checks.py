@@ -1,12 +1,11 @@
 """Checks of a task file: its keys by `schemas/task.schema.yaml`, then what would fail in silence."""
 
-import difflib
 import string
 
 import jsonschema
 import yaml
 
-from vecsweep import Problem
+from vecsweep import Problem, nearest
 from vecsweep.files import PACKAGE
 
 SCHEMA = PACKAGE / "schemas" / "task.schema.yaml"
@@ -35,29 +34,51 @@ def _line(error) -> str:
     if error.validator == "additionalProperties":
         allowed = list(error.schema["properties"])
         key = next(k for k in error.instance if k not in allowed)
-        close = difflib.get_close_matches(str(key), allowed, 1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
         place = f"{where}: " if where else ""
-        return f"{place}unknown key '{key}'{hint}; allowed are {', '.join(allowed)}"
+        return (
+            f"{place}unknown key '{key}'{nearest(key, allowed)}; allowed are {', '.join(allowed)}"
+        )
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
-        return f"the key '{missing}' is missing"
+        return f"the key '{missing}' is missing; add it ({_meaning(missing)})"
     if error.validator == "type":
-        hint = "" if isinstance(error.instance, (dict, list)) else "; put words in quotes"
-        called = CALLED[error.validator_value]
-        hint = hint if called == "text" else ""
-        return f"{where} must be {called}, not {error.instance!r}{hint}"
+        words = not isinstance(error.instance, (dict, list)) and error.validator_value == "string"
+        hint = "put words in quotes" if words else f"it holds {_meaning(*error.path)}"
+        return f"{where} must be {CALLED[error.validator_value]}, not {error.instance!r}; {hint}"
     if error.validator == "enum":
-        return f"{where} '{error.instance}' is none of {', '.join(error.validator_value)}"
+        known = error.validator_value
+        said = error.instance
+        return f"{where} '{said}' is none of {', '.join(known)}{nearest(said, known)}; write one"
     if error.validator == "maxProperties":
-        return f"{where} has one of the keys {', '.join(error.schema['properties'])}, not several"
-    return f"{where}: must not be empty or name a thing twice, it is {error.instance!r}"
+        several = ", ".join(error.schema["properties"])
+        return f"{where} has one of the keys {several}, not several; remove one"
+    return (
+        f"{where}: must not be empty or name a thing twice, it is {error.instance!r}; it holds "
+        f"{_meaning(*error.path)}"
+    )
+
+
+def _meaning(*path) -> str:
+    """What a key of a task file holds, by its schema."""
+    rules = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    found = ""
+    for key in path:
+        rules = rules.get("properties", {}).get(key) or rules.get("items", {})
+        found = rules.get("description", found)
+    return found or f"the relation's {path[-1]}"
+
+
+def space_of(template: str) -> str:
+    """What stands between a template's prompt and its answer: a space, or nothing."""
+    return " " if template.split("{answer}")[0].endswith(" ") else ""
 
 
 def check_task(task, path) -> None:
     """Problem at what is wrong between a task's texts and its rows."""
     if len(task.rows) < 2:
-        raise Problem(f"{task.data}: one row is no relation: a demonstration needs another one")
+        raise Problem(
+            f"{task.data}: one row is no relation: a demonstration needs another one; add rows"
+        )
     if len({row["argument"] for row in task.rows}) < 2:
         only = task.rows[0]["argument"]
         raise Problem(f"{task.data}: all rows have the argument '{only}'; add rows with others")
@@ -65,6 +86,11 @@ def check_task(task, path) -> None:
     for text in task.templates:
         _check_columns(text, task, path)
         _check_template(text, varies, path)
+    if len(set(map(space_of, task.templates))) > 1:
+        raise Problem(
+            f"{path}: some templates have a space before {{answer}}, some have none: a vector of one "
+            "is tried on answers of the other; write all alike"
+        )
     if "prefix" in task.extractive:
         text = task.extractive["prefix"]
         _check_columns(text, task, path)
@@ -90,35 +116,48 @@ def _check_columns(text, task, path):
     try:
         names = fields(text)
     except ValueError as error:
-        raise Problem(f'{path}: "{text}" is no template: {error}') from error
+        raise Problem(
+            f'{path}: "{text}" is no template: {error}; a column stands in braces, as {{argument}}, '
+            "and a brace is written twice, as {{"
+        ) from error
+    columns = [name for name in task.rows[0] if name != "answers"]
     for name in names:
-        if name != "answer" and (name == "answers" or name not in task.rows[0]):
-            raise Problem(f"{path}: '{{{name}}}' in \"{text}\" is no column of its data")
+        if name not in ("answer", *columns):
+            raise Problem(
+                f"{path}: '{{{name}}}' in \"{text}\" is no column of its data"
+                f"{nearest(name, ('answer', *columns))}; it has {', '.join(columns)}"
+            )
     for name in names:
         if f"{{{name}}}" not in text:
-            raise Problem(f'{path}: write {{{name}}} in "{text}" without : or !')
+            raise Problem(
+                f'{path}: "{text}" formats {{{name}}}; write it in the text without : or !'
+            )
 
 
 def _check_template(text, varies, path):
-    """What a model reads must name the argument, end before {answer}, and go on with a space."""
+    """What a model reads must name the argument, and end before {answer}."""
     names = fields(text)
     if "answer" not in names:
-        raise Problem(f'{path}: the template "{text}" has no {{answer}}')
+        raise Problem(
+            f'{path}: the template "{text}" has no {{answer}}; a prompt ends at it: add it'
+        )
     if names.count("answer") > 1 or text.count("{answer}") > 1:
-        raise Problem(f'{path}: the template "{text}" has {{answer}} twice; a prompt ends at it')
+        raise Problem(
+            f'{path}: the template "{text}" has {{answer}} twice; a prompt ends at it: remove one'
+        )
     if not varies & set(names[: names.index("answer")]):
         if varies & set(names):
             raise Problem(
                 f'{path}: in the template "{text}" {{answer}} stands before {{argument}}: a prompt '
-                "ends at {answer}, so turn the sentence round"
+                "ends at {answer}; turn the sentence round"
             )
         raise Problem(
             f'{path}: the template "{text}" asks the same for every row; it needs {{argument}}'
         )
-    head = text.split("{answer}")[0]
-    if not head.endswith(" ") or head.endswith("  "):
+    if text.split("{answer}")[0].endswith("  "):
         raise Problem(
-            f'{path}: in the template "{text}" there must be one space right before {{answer}}'
+            f'{path}: in the template "{text}" there are several spaces before {{answer}}; write one, '
+            "or none where the language has none"
         )
 
 
@@ -126,7 +165,10 @@ def _check_demonstrations(task, path):
     arguments = {row["argument"] for row in task.rows}
     for shown in task.demonstrations:
         if shown not in arguments:
-            raise Problem(f"{path}: the demonstration '{shown}' is no argument in its data")
+            raise Problem(
+                f"{path}: the demonstration '{shown}' is no argument in its data"
+                f"{nearest(shown, arguments)}; name one of its rows"
+            )
 
 
 def _check_group(task, path):
@@ -135,5 +177,5 @@ def _check_group(task, path):
     if group is not None and group not in groups:
         raise Problem(
             f"{path}: no row is of the out_of_domain group '{group}'; the column group of its data "
-            f"has {', '.join(groups) or 'nothing'}"
+            f"has {', '.join(groups) or 'nothing'}{nearest(group, groups)}; name one of those"
         )

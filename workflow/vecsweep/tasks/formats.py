@@ -15,19 +15,23 @@ FOLDER#NAME is the file of that name in a folder or below it.
 import csv
 import io
 import json
+import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from vecsweep import Problem
-from vecsweep.config import UniqueKeys
+from vecsweep import Problem, nearest
+from vecsweep.config import parsed
+from vecsweep.files import text_in
 
 # For data that come without a template, the one of the function vectors.
 PLAIN = {"templates": ["Q: {argument}\nA: {answer}"], "separator": "\n\n"}
 SAMPLES = (
     "LRE ('samples'), BIG-bench ('examples') nor function vectors (a list of input and output)"
 )
+
+# Control characters, and what stands where a character was lost.
+SPOILT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
 
 
 class Source(NamedTuple):
@@ -40,10 +44,10 @@ class Source(NamedTuple):
 def locate(path) -> Source:
     """The file that `FILE`, `FILE#SECTION` or `FOLDER#NAME` means; Problem at a folder alone."""
     path = Path(path)
-    if path.is_file() or not (path.is_dir() or "#" in path.name):
+    if os.path.isfile(path) or not (os.path.isdir(path) or "#" in path.name):
         return Source(path)
-    whole, _, part = (str(path), "", "") if path.is_dir() else str(path).rpartition("#")
-    if not Path(whole).is_dir():
+    whole, _, part = (str(path), "", "") if os.path.isdir(path) else str(path).rpartition("#")
+    if not os.path.isdir(whole):
         return Source(Path(whole), part)
     files = sorted(p for p in Path(whole).rglob("*") if p.is_file() and p.name[0] != ".")
     found = [p for p in files if part in (p.name, p.stem)]
@@ -51,40 +55,23 @@ def locate(path) -> Source:
         return Source(found[0])
     names = _some([str(p.relative_to(whole)) for p in found or files])
     raise Problem(
-        f"{whole}: a folder of tasks: name one file as {whole}#NAME, of {names}"
+        f"{whole}: a folder of tasks; name one file as {whole}#NAME, of {names}"
         if not part
-        else f"{whole}: {len(found)} files are named '{part}'; it has {names}"
+        else f"{whole}: {len(found)} files are named '{part}'{nearest(part, [p.stem for p in files])}; "
+        f"name one of {names}"
     )
-
-
-def text_of(path: Path) -> str:
-    """The text of a file, without a byte order mark; Problem if it is none."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise Problem(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Problem(f"{path}: not UTF-8 text: {error}") from error
 
 
 def task_file(path: Path) -> dict | None:
     """The keys of a task's YAML file; None if it is published data itself."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise Problem(f"no task file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Problem(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    text = text_in(path)
     if _format(text):
         return None
-    try:
-        content = yaml.load(text, UniqueKeys)
-    except yaml.YAMLError as error:
-        raise Problem(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    content = parsed(text, path)
     if not isinstance(content, dict):
         raise Problem(
-            f"{path}: a task file is a mapping with keys like title, data and templates "
-            "(docs/tasks.md), or published data in a known format"
+            f"{path}: neither keys and values nor published data; a task file is a mapping with keys "
+            "like title, data and templates (docs/tasks.md)"
         )
     return content
 
@@ -94,7 +81,7 @@ def read(file: Path, part: str = "") -> tuple[list[dict], dict]:
 
     That is title, kind, templates and separator; a CSV table says nothing. Problem at a bad file.
     """
-    text = text_of(file)
+    text = text_in(file)
     kind = None if file.suffix == ".csv" else _format(text)
     if part and kind != "google":
         raise Problem(f"{file}: it has no sections, so '#{part}' means nothing here; leave it out")
@@ -153,19 +140,26 @@ def _csv_rows(path, text):
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns, rows = list(reader.fieldnames or []), list(reader)
     except csv.Error as error:
-        raise Problem(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+        raise Problem(
+            f"{path}, line {reader.line_num}: not CSV: {error}; cells are split by commas, and one that "
+            "holds a comma or quote stands in quotes"
+        ) from error
     for column in ("argument", "answer"):
         if column not in columns:
+            near = nearest(column, [name for name in columns if len(name) < 30])
             raise Problem(
-                f"{path}: no column '{column}'; the first line must name the columns, "
-                "argument and answer among them"
+                f"{path}: no column '{column}'{near}; the first line must name the columns, "
+                "argument and answer among them, split by commas"
             )
     for column in columns:
         if columns.count(column) > 1:
             raise Problem(f"{path}: the first line names the column '{column}' twice; rename one")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise Problem(f"{path}, line {number}: not as many cells as the first line names")
+            raise Problem(
+                f"{path}, line {number}: not as many cells as the first line names; a cell with a comma "
+                "stands in quotes"
+            )
         row["answers"] = row.pop("answer").split("|")
     return rows
 
@@ -173,8 +167,8 @@ def _csv_rows(path, text):
 def _json_pairs(path, text):
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise Problem(f"{path}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{path}: not JSON: {error}; fetch it again, or correct it there") from error
     if isinstance(content, list):
         keys, samples, said = ("input", "output"), content, {}
         called = "function vectors' file: a list, each with 'input' and 'output'"
@@ -184,22 +178,24 @@ def _json_pairs(path, text):
     elif isinstance(content, dict) and "examples" in content:
         return _big_bench_pairs(path, content), {}
     else:
-        raise Problem(f"{path}: JSON, but neither {SAMPLES}")
+        raise Problem(f"{path}: JSON, but neither {SAMPLES}; give it one of these forms")
     try:
         return [(_word(s[keys[0]]), _words(s[keys[1]])) for s in samples], said
     except (KeyError, TypeError) as error:
-        raise Problem(f"{path}: not a {called} ({error})") from error
+        raise Problem(f"{path}: not a {called} ({_why(error)}); correct that entry") from error
 
 
 def _lre_texts(path, content):
     """The templates of a relation: `{}` is its subject, and the object comes last."""
     templates = content.get("prompt_templates")
     if not isinstance(templates, list) or not templates:
-        raise Problem(f"{path}: not a LRE relation: needs 'prompt_templates', a list of texts")
+        raise Problem(
+            f"{path}: not a LRE relation: needs 'prompt_templates', a list of texts; add them"
+        )
     found = []
     for text in templates:
         if not isinstance(text, str) or "{}" not in text:
-            raise Problem(f"{path}: the template {text!r} has no {{}} for its subject")
+            raise Problem(f"{path}: the template {text!r} has no {{}} for its subject; write it in")
         parts = [part.replace("{", "{{").replace("}", "}}") for part in text.split("{}")]
         found.append("{argument}".join(parts).rstrip() + " {answer}")
     return {"templates": list(dict.fromkeys(found)), "separator": "\n"}
@@ -218,7 +214,7 @@ def _big_bench_pairs(path, content):
     except (KeyError, TypeError, AttributeError) as error:
         raise Problem(
             f"{path}: not a BIG-bench task: needs 'examples', each with 'input' and "
-            f"'target' or 'target_scores' ({error})"
+            f"'target' or 'target_scores' ({_why(error)}); correct that entry"
         ) from error
 
 
@@ -232,9 +228,15 @@ def _google_pairs(path, text, part):
         elif len(words) == 4:
             pairs += [(_spaced(words[i]), [_spaced(words[i + 1])]) for i in (0, 2)]
         elif words:
-            raise Problem(f"{path}, line {number}: an analogy has four words, not {len(words)}")
+            raise Problem(
+                f"{path}, line {number}: an analogy has four words, not {len(words)}; correct it, with _ "
+                "for a space in a word"
+            )
     if part not in sections:
-        named = f"no section '{part}'" if part else "name a section"
+        near = nearest(part, sections)
+        named = (
+            f"no section '{part}'{near}; name one" if part else "it has sections; name a section"
+        )
         raise Problem(f"{path}: {named}, as {path.name}#SECTION; it has {_some(list(sections))}")
     return sections[part]
 
@@ -254,12 +256,24 @@ def _checked(rows, path):
         row["argument"] = row["argument"].strip()
         row["answers"] = [answer.strip() for answer in row["answers"]]
         if not row["argument"] or not row["answers"] or not all(row["answers"]):
-            raise Problem(f"{path}, row {number}: an empty argument or answer")
+            raise Problem(
+                f"{path}, row {number}: an empty argument or answer; fill it in, or remove it"
+            )
+        words = (row["argument"], *row["answers"])
+        if spoilt := next((word for word in words if SPOILT.search(word)), None):
+            raise Problem(
+                f"{path}, row {number}: {spoilt!r} has characters that are no text; save the file as "
+                "UTF-8 of what was meant"
+            )
     return rows
 
 
 def _words(value):
     return [_word(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _why(error):
+    return f"no {error}" if isinstance(error, KeyError) else error
 
 
 def _word(value):

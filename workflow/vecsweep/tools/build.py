@@ -99,6 +99,24 @@ def capitals(_):
     ]
 
 
+def capitals_chinese(_):
+    """Capitals that give a time zone its name in CLDR (babel), so that it has their Chinese names."""
+    from babel import Locale
+
+    chinese, english = Locale("zh"), Locale("en")
+    named = {}
+    for zone, content in chinese.time_zones.items():
+        usual = english.time_zones.get(zone, {}).get("city")
+        named[usual or zone.rpartition("/")[2].replace("_", " ")] = content.get("city")
+    rows = []
+    for code, country in countries().items():
+        capital = corrections.CAPITALS.get(code, country["capital"]).split("|")[0]
+        name, answer = chinese.territories.get(code), named.get(capital)
+        if code not in corrections.NO_CAPITAL and name and answer and name != answer:
+            rows.append((name, answer))
+    return [("argument", "answer"), *sorted(rows)]
+
+
 def capitals_paper(source: Path | None):
     """The list of the paper's authors as it is, with its columns renamed.
 
@@ -536,6 +554,7 @@ def words(npm: Path, tasks: dict[str, list]) -> list[str]:
 
 TASKS = [
     capitals,
+    capitals_chinese,
     us_capitals,
     past_tense,
     colored_objects,

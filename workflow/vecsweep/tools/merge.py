@@ -28,10 +28,10 @@ def run(args):
     """Check all, then write the merged database."""
     import duckdb
 
-    paths = {path.resolve(): path for path in args.databases}
+    paths = {os.path.realpath(path): path for path in args.databases}
     if len(args.databases) < 2 or len(paths) < len(args.databases):
         raise Problem("name two or more databases, each of them once")
-    if args.output.resolve() in paths:
+    if os.path.realpath(args.output) in paths:
         raise Problem(f"--output {args.output} is one of the databases; give another path")
     with duckdb.connect() as connection:
         try:

@@ -4,15 +4,14 @@ Sizes come from a local folder's or a cached snapshot's config.json, or from
 `engine/architectures.yaml`.
 """
 
-import json
 import math
 import os
-import struct
 from pathlib import Path
 
 import yaml
 
-from vecsweep import Problem, config, tasks
+from vecsweep import Problem, config, nearest, tasks
+from vecsweep.engine import folders
 from vecsweep.engine.families import family_of, module_at, size_in
 from vecsweep.files import PACKAGE
 from vecsweep.layout import STAGES, Stage
@@ -48,7 +47,10 @@ def run(args):
     grid = config.load(args.configfile)
     if args.model not in grid["models"]:
         names = ", ".join(grid["models"])
-        raise Problem(f"{args.configfile} has no model '{args.model}'; it has {names}")
+        raise Problem(
+            f"{args.configfile} has no model '{args.model}'; it has {names}"
+            f"{nearest(args.model, grid['models'])}; name one of them"
+        )
     settings = grid["models"][args.model]
     prompts = {name: prompt_count(grid, name) for name in grid["tasks"]}
     facts = Facts(args.model, settings)
@@ -70,7 +72,7 @@ def architecture(name: str, settings: dict) -> dict | None:
     It may hold `parameters` too, their number.
     """
     if folder := folder_of(settings):
-        content = json.loads((folder / "config.json").read_text())
+        content = folders.json_object(f"model '{name}'", folder / "config.json")
         return content | {"parameters": parameters_in(folder)}
     known = yaml.safe_load(ARCHITECTURES.read_text())
     return known.get(settings.get("id", name))
@@ -93,12 +95,8 @@ def folder_of(settings: dict) -> Path | None:
 
 def parameters_in(folder: Path) -> int | None:
     """The number of parameters in a folder's safetensors files, by their headers; None without."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        total += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
-    return total or None
+    headers = [folders.header("plan", path) for path in folder.glob("*.safetensors")]
+    return sum(math.prod(shape) for header in headers for shape in header.values()) or None
 
 
 class Facts:
