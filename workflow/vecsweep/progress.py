@@ -17,6 +17,7 @@ from vecsweep.terminal import bar, console, duration, reasons, rough, tail
 EACH = 1.0  # seconds between two looks at what the jobs have written
 # Snakemake's own words at the end of a run in which a job failed: that is said already.
 SAID = re.compile(r"^Exiting because a job|At least one job did not complete|^Complete log")
+USUAL = re.compile(r"--keep-incomplete mode is set")
 COUNT = re.compile(r"(\d+) of (\d+) prompts")
 
 
@@ -175,7 +176,7 @@ class Display:
         """Show what a log record of Snakemake's changes."""
         finished = self.run.take(record)
         event = str(getattr(record, "event", None) or "")
-        if record.levelno == logging.WARNING and not event:
+        if record.levelno == logging.WARNING and not event and not USUAL.match(record.getMessage()):
             self.say(record.getMessage())
         if record.getMessage().startswith("Nothing to be done"):
             self.say("Every result is there already.")
@@ -203,6 +204,7 @@ class Display:
 
     def _table(self):
         from rich.table import Table
+        from rich.text import Text
 
         rows = Table.grid(padding=(0, 2))
         run = self.run
@@ -218,7 +220,7 @@ class Display:
                 said = f"{rough(passed * (1 - part) / part)} left" if part else duration(passed)
             elif part:
                 said = "waits"
-            rows.add_row(f"[{look}]{stage}[/]", f"[{look}]{bar(part)}[/]", count, said)
+            rows.add_row(Text(stage, look), Text(bar(part), look), count, said)
         left = run.left(fractions)
         passed = f"{duration(time.time() - run.start)} so far"
         rows.add_row("", "", "", passed + (f", about {rough(left)} left" if left else ""))
@@ -280,5 +282,5 @@ def plain(text: str) -> list[str]:
     """The lines of one of Snakemake's errors without its head, where that says nothing."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and re.match(r"WorkflowError\b.*:$", lines[0]):
-        return lines[1:]
+        return [line for line in lines[1:] if not re.match(r'File ".*", line \d+', line)]
     return lines

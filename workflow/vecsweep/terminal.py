@@ -8,7 +8,7 @@ from vecsweep import Problem
 
 # As in the figures.
 ARGUMENT, ANSWER, APPLIED = "#D55E00", "#0173B2", "#029E73"
-PIPE_WIDTH = 110  # of what is written into a file or a pipe
+PIPE_WIDTH = 120  # of what is written into a file or a pipe
 BAR_WIDTH = 24
 
 

@@ -25,10 +25,10 @@ WHERE c.claim = 'o-vector' AND c.domain = 'in'
 ORDER BY enough DESC, lifts DESC, beaten, e.rise_low DESC, c.model, c.task
 """
 CURVES = """
-SELECT target, layer, avg(reciprocal_rank) AS mean
-FROM lens
-WHERE (model, task, prompt_set, site) = (?, ?, 'abstractive', 'resid_post')
-GROUP BY ALL ORDER BY target, layer
+SELECT target, layer, reciprocal_rank AS mean, prompts
+FROM curves
+WHERE (model, task, prompt_set, subset) = (?, ?, 'abstractive', 'correct')
+ORDER BY target, layer
 """
 
 
@@ -77,8 +77,8 @@ def finding(rows: list[dict]) -> list[str]:
     best = [row for row in lifts if not row["beaten"]]
     few = f"; {len(rows) - len(fair)} more have too few test prompts" * (len(fair) < len(rows))
     head = (
-        f"In {len(lifts)} of {len(fair)} pairs of model and task an FFN's vector lifts the answer "
-        f"in novel contexts for sure; in {len(best)} of these nothing else is surely stronger{few}."
+        f"Models x tasks in which an FFN's update surely lifts the answer in novel contexts: "
+        f"{len(lifts)} of {len(fair)}; in {len(best)} of these nothing else is surely stronger{few}."
     )
     said = ONE.split(fair[0]["sentence"])
     rival = " ".join(said[1:2]) or "No rival was tried."
@@ -98,9 +98,11 @@ def print_curves(console, database, rows: list[dict]) -> None:
 
     model, task = rows[0]["model"], rows[0]["task"]
     means: dict[str, list[float]] = {}
-    for target, _, mean in database.execute(CURVES, [model, task]).fetchall():
+    rows_of = database.execute(CURVES, [model, task]).fetchall()
+    for target, _, mean, _ in rows_of:
         means.setdefault(target, []).append(mean)
-    console.print(Text(f"{model}, {task}: mean reciprocal rank after each layer"))
+    right = f"{rows_of[0][3]} prompts answered right" if rows_of else "no prompt answered right"
+    console.print(Text(f"{model}, {task}: mean reciprocal rank after each layer, {right}"))
     for target, colour in (("argument", ARGUMENT), ("answer", ANSWER)):
         found = means.get(target, [])
         marks = "".join(LEVELS[min(int(mean * len(LEVELS)), len(LEVELS) - 1)] for mean in found)

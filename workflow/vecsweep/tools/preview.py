@@ -7,7 +7,7 @@ import copy
 from collections import Counter
 from pathlib import Path
 
-from vecsweep import Problem, config, tasks, terminal
+from vecsweep import Problem, config, terminal
 from vecsweep.files import PACKAGE
 from vecsweep.layout import STAGES, Cell
 from vecsweep.sweep import Sweep

@@ -17,10 +17,10 @@ SITES = {
     "resid_post": "after the block",
 }
 UPDATES = {
-    "ffn": "by the FFN",
-    "attention": "by attention",
-    "both": "by either update",
-    "joint": "by both updates",
+    "ffn": "FFN",
+    "attention": "attention",
+    "both": "either update",
+    "joint": "both updates",
 }
 
 
@@ -151,8 +151,8 @@ def show(console, prompt: dict, stage: dict, cells: dict, words: dict[int, str])
     table.add_column("layer", justify="right")
     for site in sites:
         table.add_column(SITES[site], ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
-        table.add_column("argument\nrank", justify="right", style=ARGUMENT, no_wrap=True)
-        table.add_column("answer\nrank", justify="right", style=ANSWER, no_wrap=True)
+        table.add_column("arg.\nrank", justify="right", style=ARGUMENT, no_wrap=True)
+        table.add_column("ans.\nrank", justify="right", style=ANSWER, no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.expand = True
     for layer in layers:
@@ -179,7 +179,7 @@ def marked(layer: int, stage: dict):
     said, colour = "", ""
     if applied is not None and layer >= applied:
         by = UPDATES.get(stage["function_site"] or "", "")
-        said, colour = (f"function {by}", APPLIED) if layer == applied else ("saturation", ANSWER)
+        said, colour = (f"function: {by}", APPLIED) if layer == applied else ("saturation", ANSWER)
     elif first is not None and first <= layer <= last:
         said, colour = "argument formed", ARGUMENT
     text = Text(said, style=colour)

@@ -4,6 +4,7 @@ Each word is put into a random context that only names it, as in the sweep's nov
 are those of the task's own methods, each at its best setting on dev, the best one first.
 """
 
+import copy
 import io
 import random
 from contextlib import redirect_stderr
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from vecsweep import Problem, tables, terminal
-from vecsweep.files import read_json
+from vecsweep.files import read_json, read_table
 from vecsweep.terminal import ANSWER, ARGUMENT
 from vecsweep.tools.show import check_cell, coloured, texts
 
@@ -74,18 +75,25 @@ class Tried:
         prompts = results / "prompts" / f"{cell}.parquet"
         self.settings = read_json(results / "settings" / "interventions" / f"{cell}.json")
         self.own = kept_rows(prompts, NOVEL)
+        # Those over max_prompts have tokens too.
+        every = read_table(prompts, filters=[("prompt_set", "=", "novel")]).to_pylist()
+        self.known = {row["argument"].casefold(): row for row in every if row["answer_tokens"]}
         self.donors = Donors(results / "ovectors" / f"{cell}.safetensors")
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         described = model / "model.json"
         self.engine = load.load(read_json(described), described, batch_tokens=2048)
         self.readout = Readout.load(model / "readout.safetensors").to(self.engine.device)
         source = SimpleNamespace(prompts=prompts, rival=[], settings=self.settings)
-        material = Material.of(source, self.engine, self.own, self.donors)
         found = best_settings(search)
         self.plans, self.how = {}, {}
         for method in sorted(found, key=lambda name: -dev_score(search, name, found[name])):
             at = found[method]
-            vector = METHODS[method].search(material, at["source_layer"])[0]
+            layer = at["source_layer"]
+            # Of no other layer: a difference runs the prompts of all donors that it is given.
+            donors = copy.copy(self.donors)
+            donors.flips = {layer: self.donors.flips[layer]}
+            material = Material.of(source, self.engine, self.own, donors)
+            vector = METHODS[method].search(material, layer)[0]
             place = at["start_layer"], at["end_layer"], at["mode"], [at["scale"]]
             self.plans[method] = plan([vector], self.settings, *place)[0]
             self.how[method] = in_words(at)
@@ -145,7 +153,7 @@ def show(console, tried: Tried, word: str, args) -> None:
     argument = continuation(encode(text).ids, encode(f"{text} {word}").ids)
     if not argument:
         raise Problem(f"'{word}' changes the tokens of its prompt; try another word")
-    row = next((r for r in tried.own if r["argument"].casefold() == word.casefold()), None)
+    row = tried.known.get(word.casefold())
     answers = row["answer_tokens"] if row else []
     targets = [argument[:1], answers] if row else [argument[:1]]
     found = tried.decoded(text, targets)
@@ -161,9 +169,9 @@ def show(console, tried: Tried, word: str, args) -> None:
     table.add_column("vector", no_wrap=True)
     table.add_column("of and into FFNs", no_wrap=True)
     table.add_column("top tokens", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("argument\nrank", justify="right", style=ARGUMENT)
+    table.add_column("argument\nrank", justify="right", style=ARGUMENT, min_width=8)
     if row:
-        table.add_column("answer\nrank", justify="right", style=ANSWER)
+        table.add_column("answer\nrank", justify="right", style=ANSWER, min_width=7)
     names = [("before", ""), *tried.how.items()]
     for (method, how), tokens, ranks in zip(names, top, found.rank.tolist()):
         shown = coloured(tokens, words, argument[0], answers)
