@@ -84,8 +84,8 @@ def test_show_marks_the_planted_layers(said):
     assert [int(row[0]) for row in rows] == [*range(planted.LAYERS)]
     layer, token, rank, _, token_after, _, rank_after, stage = rows[planted.LAYER]
     assert (token, rank) == (argument, "0") and (token_after, rank_after) == (answer, "0")
-    assert stage == "function: FFN, flip"
-    assert rows[0][-1] == "argument formed" and rows[-1][-1] == "saturation"
+    assert stage == "formed, applied: FFN, flip"
+    assert rows[0][-1] == "formed" and rows[-1][-1] == "saturated"
     other = planted.ARGUMENTS[1].upper()
     assert f"{TASK}: {planted.ARGUMENTS[1]} → " in said("show", MODEL, TASK, other)
 

@@ -73,6 +73,7 @@ class Run:
         self.rules: dict[str, int] = {}  # rule -> jobs of it
         self.jobs: dict[int, Job] = {}
         self.failed: dict[int, tuple[str, list[str], str]] = {}  # message, reasons, log
+        self.stopped = False  # by the keyboard
         self.errors: list[str] = []  # not of a job
 
     def take(self, record: logging.LogRecord) -> str | None:
@@ -137,10 +138,13 @@ class Run:
         stage = stage_of(record.rule_name)
         log = job.log if job else os.path.abspath(record.log[0]) if record.log else ""
         why = reasons(log, stage)
+        last = tail(log)[-1:]
+        if last == ["KeyboardInterrupt"]:
+            self.stopped = True
+            return
         if not why:
-            last = tail(log)[-1:] if log else []
             why = [f"its log ends: {last[0]}"] if last else ["its log is empty"]
-            why.append("It was killed, or ran out of memory or disk: give it more, or fewer CORES")
+            why.append("It was killed, or memory ran out: free some, or run fewer jobs (CORES=1).")
         if record.rule_msg:  # what a cluster says of it
             why.append(" ".join(str(record.rule_msg).split()))
         self.failed[record.jobid] = (job.message if job else record.rule_name, why, log)
@@ -241,8 +245,12 @@ class Display:
                 self.say(f"{stage}: {line.total} to make, in {line.jobs} jobs")
         for message, why, log in run.failed.values():
             self._print_error(f"failed: {message}", [*why, f"log: {os.path.relpath(log)}"])
-        if run.failed:
-            self._print_error("What is finished is kept: the same command goes on from there.", [])
+        if run.failed or run.stopped:
+            self._print_error(
+                "Stopped. " * run.stopped
+                + "What is finished is kept: the same command goes on from there.",
+                [],
+            )
         elif run.errors:
             self._print_error(run.errors[0], run.errors[1:])
 
@@ -281,6 +289,6 @@ def group_sizes(noted: Path) -> list[tuple[re.Pattern, int]]:
 def plain(text: str) -> list[str]:
     """The lines of one of Snakemake's errors without its head, where that says nothing."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > 1 and re.match(r"WorkflowError\b.*:$", lines[0]):
+    if len(lines) > 1 and re.match(r"\w*(Error|Exception)\b.*:$", lines[0]):
         return [line for line in lines[1:] if not re.match(r'File ".*", line \d+', line)]
     return lines

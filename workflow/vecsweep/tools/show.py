@@ -167,22 +167,31 @@ def show(console, prompt: dict, stage: dict, cells: dict, words: dict[int, str])
             row += [f"{cell['argument_rank']:,}", f"{cell['answer_rank']:,}"]
         table.add_row(*row, marked(layer, stage))
     console.print(table)
-    console.print(Text("Top three tokens of each state; rank 0 is the top. ", style="dim"), end="")
-    console.print(Text.assemble(("argument ", ARGUMENT), ("answer", ANSWER)))
+    console.print(
+        Text.assemble(
+            ("Top three tokens of each state; rank 0 is the top. ", "dim"),
+            ("argument", ARGUMENT),
+            (" (formed: on top before the answer first is), ", "dim"),
+            ("answer", ANSWER),
+            (" (saturated: on top to the end, from the layer that ", "dim"),
+            ("applied", APPLIED),
+            (" the function). flip: an FFN turned one into the other.", "dim"),
+        )
+    )
 
 
 def marked(layer: int, stage: dict):
-    """The stage that a layer is in, as rich text."""
+    """What a layer does in the three stages, as rich text."""
     from rich.text import Text
 
     first, last, applied = (stage[k] for k in ("argument_first", "argument_last", "function_layer"))
-    said, colour = "", ""
-    if applied is not None and layer >= applied:
-        by = UPDATES.get(stage["function_site"] or "", "")
-        said, colour = (f"function: {by}", APPLIED) if layer == applied else ("saturation", ANSWER)
-    elif first is not None and first <= layer <= last:
-        said, colour = "argument formed", ARGUMENT
-    text = Text(said, style=colour)
+    said = []
+    if first is not None and first <= layer <= last:
+        said.append(("formed", ARGUMENT))
+    if layer == applied:
+        said.append((f"applied: {UPDATES.get(stage['function_site'], '')}", APPLIED))
     if layer == stage["flip_layer"]:
-        text.append(", flip" if said else "flip", APPLIED)
-    return text
+        said.append(("flip", APPLIED))
+    if applied is not None and layer > applied:
+        said.append(("saturated", ANSWER))
+    return Text(", ").join([Text(*part) for part in said])
