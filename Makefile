@@ -12,11 +12,11 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: all quick sweep test test-slurm bench scale clean
 all: sweep
-	@$(MAKE) --no-print-directory results/report.html
-	@vecsweep finding
+	@$(MAKE) --no-print-directory -s results/report.html
+	@vecsweep finding $(FINDING)
 
 quick:
-	@$(MAKE) --no-print-directory CONFIG=workflow/config/quick.yaml
+	@$(MAKE) --no-print-directory CONFIG=workflow/config/quick.yaml FINDING=--curves
 
 SNAKEMAKE = snakemake --logger vecsweep --configfile "$(CONFIG)"
 

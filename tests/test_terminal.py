@@ -256,8 +256,9 @@ def test_bars_on_a_terminal(project):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "")
     lines = text.splitlines()
     assert lines[-len(FAILED) :] == FAILED
-    assert re.search(rf"^models +{'·' * 24}  0 of 1 +\d+ s", text, re.MULTILINE), text
-    assert re.search(rf"^models +{'━' * 24}  1 of 1 +\d+ s", text, re.MULTILINE), text
+    assert re.search(rf"models +{'·' * 24}  0 of 1 +\d+ s", text), text
+    assert re.search(rf"models +{'━' * 24}  1 of 1 +\d+ s", text), text
+    assert re.search(rf"prompts +{'·' * 24}  0 of 3  failed", text)
     assert "keep-incomplete" not in text and "[bold]" not in text
 
 

@@ -72,7 +72,7 @@ class Run:
         self.lines: dict[str, Line] = {}
         self.rules: dict[str, int] = {}  # rule -> jobs of it
         self.jobs: dict[int, Job] = {}
-        self.failed: dict[int, tuple[str, list[str], str]] = {}  # message, reasons, log
+        self.failed: dict[int, tuple[str, str, list[str], str]] = {}  # stage, message, reasons, log
         self.stopped = False  # by the keyboard
         self.errors: list[str] = []  # not of a job
 
@@ -147,7 +147,8 @@ class Run:
             why.append("It was killed, or memory ran out: free some, or run fewer jobs (CORES=1).")
         if record.rule_msg:  # what a cluster says of it
             why.append(" ".join(str(record.rule_msg).split()))
-        self.failed[record.jobid] = (job.message if job else record.rule_name, why, log)
+        message = job.message if job else record.rule_name
+        self.failed[record.jobid] = stage, message, why, log
 
     def fraction(self, stage: str) -> float:
         """What is done of a stage, from 0 to 1, results of running jobs included."""
@@ -222,8 +223,8 @@ class Display:
             elif line.running:
                 look = "bold"
                 said = f"{rough(passed * (1 - part) / part)} left" if part else duration(passed)
-            elif part:
-                said = "waits"
+            elif any(failed == stage for failed, *_ in list(run.failed.values())):
+                said, look = "failed", "red"
             rows.add_row(Text(stage, look), Text(bar(part), look), count, said)
         left = run.left(fractions)
         passed = f"{duration(time.time() - run.start)} so far"
@@ -243,7 +244,7 @@ class Display:
             run.plan()
             for stage, line in run.lines.items():
                 self.say(f"{stage}: {line.total} to make, in {line.jobs} jobs")
-        for message, why, log in run.failed.values():
+        for _, message, why, log in run.failed.values():
             self._print_error(f"failed: {message}", [*why, f"log: {os.path.relpath(log)}"])
         if run.failed or run.stopped:
             self._print_error(
