@@ -72,7 +72,7 @@ def tail(log: str | Path, size: int = 8192) -> list[str]:
 
 def is_error(line: str, stage: str) -> bool:
     """Whether a log's line is that of a stage that gave up, or the last of a traceback."""
-    return bool(re.match(rf"vecsweep {stage}: |\w*(Error|Exception|Killed)\b", line))
+    return bool(re.match(rf"vecsweep {stage}: |[\w.]*(Error|Exception|Killed)\b", line))
 
 
 def reasons(log: str | Path, stage: str) -> list[str]:

@@ -16,6 +16,7 @@ SITES = {
     "ffn_alone": "FFN alone",
     "resid_post": "after the block",
 }
+STREAM = ("resid_mid", "resid_post")  # the others are no states that a layer passes on
 UPDATES = {
     "ffn": "FFN",
     "attention": "attention",
@@ -151,20 +152,19 @@ def show(console, prompt: dict, stage: dict, cells: dict, words: dict[int, str])
     table.add_column("layer", justify="right")
     for site in sites:
         table.add_column(SITES[site], ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
-        table.add_column("arg.\nrank", justify="right", style=ARGUMENT, no_wrap=True)
-        table.add_column("ans.\nrank", justify="right", style=ANSWER, no_wrap=True)
+        if site in STREAM:
+            for name, colour in (("arg.\nrank", ARGUMENT), ("ans.\nrank", ANSWER)):
+                table.add_column(name, justify="right", style=colour, no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.expand = True
     for layer in layers:
         row = [str(layer)]
         for site in sites:
-            cell = cells.get((layer, site))
-            if cell is None:
-                row += ["", "", ""]
-                continue
+            cell = cells[layer, site]
             top = cell["top_token"][:3]
             row.append(coloured(top, words, prompt["argument_token"], prompt["answer_tokens"]))
-            row += [f"{cell['argument_rank']:,}", f"{cell['answer_rank']:,}"]
+            if site in STREAM:
+                row += [f"{cell['argument_rank']:,}", f"{cell['answer_rank']:,}"]
         table.add_row(*row, marked(layer, stage))
     console.print(table)
     console.print(
