@@ -17,6 +17,7 @@ from vecsweep import config
 from vecsweep.files import read_table
 from vecsweep.layout import SUMMARY, Cell
 from vecsweep.sweep import Sweep, note
+from vecsweep.tools.finding import finding
 
 BIN = Path(sys.executable).parent
 MODEL, TASK = "gpt2-ffn", "towns"
@@ -153,7 +154,7 @@ def test_preview_before_there_are_results(swept, said, tmp_path):
 def test_finding_names_its_rows_and_its_page(swept, said):
     (swept / "results" / "report.html").touch()
     lines = said("finding").splitlines()
-    assert lines[0].startswith("No finding yet") or len(lines) == 4
+    assert lines[0].startswith(f"No finding yet. {MODEL}, {TASK}: Too few test prompts (")
     assert lines[-1] == "Open results/report.html"
     (swept / "results" / "index.html").touch()
     lines = said("finding", "--curves").splitlines()
@@ -272,3 +273,14 @@ def test_a_mistake_in_the_config_is_one_line(project):
 def test_a_dry_run_says_what_each_stage_is_to_make(project):
     code, lines = lines_of(project, "-n")
     assert code == 0 and "lens: 3 to make, in 1 jobs" in lines and len(lines) < 12, lines
+
+
+def test_a_finding_is_three_lines():
+    said = "The FFN update of a → b takes it up. Stronger than it: the mean, 0.5 (p = 0.001)."
+    row = {"model": "m", "task": "t", "sentence": said, "rival": "mean", "enough": True}
+    rows = [row | {"lifts": lifts, "beaten": beaten} for lifts, beaten in [(1, 0), (1, 1), (0, 1)]]
+    first, second, third = finding(rows)
+    assert ": 2 of 3; in 1 of these nothing else is surely stronger." in first
+    assert second == "m, t: The FFN update of a → b takes it up."
+    assert third.startswith("Stronger than it: the mean, 0.5 (p = 0.001). (table methods, rows o-")
+    assert finding([])[0].startswith("No finding: no prompt")

@@ -3,7 +3,6 @@
 Only the tokenizer is needed. TASK is a task of the config, a packaged one, or a file of your own.
 """
 
-import copy
 from collections import Counter
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def run(args):
 
     grid = config.load(args.configfile)
     terminal.known("model", args.model, [*grid["models"]], str(args.configfile))
-    sweep = Sweep(*with_task(grid, args.task), args.results)
-    name = sweep.tasks[-1] if args.task not in grid["tasks"] else args.task
+    name = args.task if args.task in grid["tasks"] else add_task(grid, args.task)
+    sweep = Sweep(grid, args.results)
     settings = sweep.settings(STAGES["prompts"], Cell(args.model, name))
     reader = reader_of(sweep, args.model)
     others = [reader_of(sweep, other) for other in settings["common"]]
@@ -40,19 +39,18 @@ def run(args):
     show(terminal.console(), task, rows, reader.tokenizer)
 
 
-def with_task(grid: dict, task: str) -> tuple[dict]:
-    """The config with a task that it may not have, last: a packaged one, or a file's."""
-    if task in grid["tasks"]:
-        return (grid,)
-    grid = copy.deepcopy(grid)
+def add_task(grid: dict, task: str) -> str:
+    """Give a config a task that it has not, a packaged one or a file's; its name. Problem if none is."""
     if (PACKAGE / "tasks" / f"{task}.yaml").exists():
         grid["tasks"][task] = {}
-    elif Path(task.split("#")[0]).exists():
-        grid["tasks"][Path(task.split("#")[-1]).stem] = {"file": task}
-    else:
-        packaged = [path.stem for path in (PACKAGE / "tasks").glob("*.yaml")]
-        terminal.known("task", task, sorted({*grid["tasks"], *packaged}), "config and package")
-    return (grid,)
+        return task
+    if Path(task.split("#")[0]).exists():
+        name = Path(task.split("#")[-1]).stem
+        grid["tasks"][name] = {"file": task}
+        return name
+    packaged = [path.stem for path in (PACKAGE / "tasks").glob("*.yaml")]
+    terminal.known("task", task, sorted({*grid["tasks"], *packaged}), "config and package")
+    raise Problem(f"no task '{task}'")
 
 
 def reader_of(sweep: Sweep, model: str):
