@@ -1,24 +1,32 @@
 # make        set up, sweep, report        make test   set up, run the tests
+# make quick  one model, two relations     make CONFIG=path/to.yaml  another config than config.yaml
 # make clean  remove what a sweep made     make bench  what the engine costs beside its peers (an hour)
 # make test-slurm  the tests that start a real Slurm cluster on this machine
 # make scale  what the summary of 100 million lens rows takes: 20 minutes, 10 GB under /tmp
 PYTHON ?= python3
 CORES ?= all
+CONFIG ?= config.yaml
 VENV := .venv
 PEERS := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: all sweep test test-slurm bench scale clean
+.PHONY: all quick sweep test test-slurm bench scale clean
 all: sweep
-	@$(MAKE) --no-print-directory results/report.html
+	@$(MAKE) --no-print-directory -s results/report.html
+	@vecsweep finding $(FINDING)
 
+quick:
+	@$(MAKE) --no-print-directory CONFIG=workflow/config/quick.yaml FINDING=--curves
+
+SNAKEMAKE = snakemake --logger vecsweep --configfile "$(CONFIG)"
+
+# The full log of a run is in .snakemake/log, those of its jobs are in logs.
 sweep: $(VENV)/ready
-	snakemake --cores $(CORES)
+	@$(SNAKEMAKE) --cores $(CORES)
 
 # The report is written anew only when what it shows is.
 results/report.html: results/summary.duckdb $(wildcard results/figures/*.svg workflow/report/*.rst) | $(VENV)/ready
-	snakemake --report $@
-	@echo "Open $@"
+	@$(SNAKEMAKE) --report $@
 
 test: $(VENV)/ready-dev
 	ruff check workflow tests
@@ -41,10 +49,11 @@ clean:
 	rm -rf results/*/ results/*.duckdb results/report.html logs .snakemake
 
 $(VENV)/ready: envs/requirements.lock envs/models.lock pyproject.toml
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r envs/requirements.lock
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -r envs/models.lock -e .
-	touch $@
+	@echo "Setting up $(VENV): a minute, once"
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install -q --disable-pip-version-check -r envs/requirements.lock
+	@$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -r envs/models.lock -e .
+	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready envs/dev.lock
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r envs/dev.lock

@@ -49,4 +49,4 @@ for names in FIGURE_GROUPS + [[name] for name in DRAWN if name not in sum(FIGURE
         message:
             "figure " + ", ".join(names)
         shell:
-            "python -m vecsweep {params.command} 2> {log}"
+            "python -m vecsweep {params.command} > {log} 2>&1"

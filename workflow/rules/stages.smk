@@ -38,7 +38,7 @@ for stage in ROWS:
         message:
             said(stage, *words)
         shell:
-            "python -m vecsweep {params.command} 2> {log}"
+            "python -m vecsweep {params.command} > {log} 2>&1"
 
 
 # A job takes several tasks: a rule for each group of them.
@@ -71,4 +71,4 @@ for model, by_stage in GROUPS.items():
                     message:
                         said(stage, model, ", ".join(members), layers)
                     shell:
-                        "python -m vecsweep {params.command} 2> {log}"
+                        "python -m vecsweep {params.command} > {log} 2>&1"

@@ -25,4 +25,4 @@ rule summary:
         "summary.duckdb and the tables"
     shell:
         "python -m vecsweep summary --settings {params.settings:q} --memory {resources.mem_mb}"
-        " --database {output.database} --tables {output.tables} 2> {log}"
+        " --database {output.database} --tables {output.tables} > {log} 2>&1"

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     Bad input gives one line on stderr and exit code 1, no traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
+    quieten()
     ends = [i for i, word in enumerate(argv) if word == "--and"] + [len(argv)]
     starts = [0, *(end + 1 for end in ends)]
     jobs = [parsed(argv[start:end]) for start, end in zip(starts, ends)]
@@ -53,8 +55,11 @@ def run(jobs: list[argparse.Namespace]) -> int:
     code = 0
     refused = []
     try:
-        for args in jobs:
+        for number, args in enumerate(jobs, 1):
             args.loaded = loaded
+            if len(jobs) > 1 and os.environ.get("RANK", "0") == "0":
+                named = args.settings.get("task") or args.settings.get("name")
+                print(f"{named} ({number} of {len(jobs)})", file=sys.stderr, flush=True)
             try:
                 code = module_of(args.command).run(args) or code
             except Problem as problem:
@@ -66,6 +71,14 @@ def run(jobs: list[argparse.Namespace]) -> int:
     for line in refused:
         print(line, file=sys.stderr)
     return 1 if refused else code
+
+
+def quieten() -> None:
+    """Keep out of logs what tells their readers nothing: loading bars, a machine without a GPU."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    # Packages that this process imports later say it as they are imported.
+    said = "Setting accelerator to CPU"
+    logging.getLogger("DeepSpeed").addFilter(lambda record: said not in record.getMessage())
 
 
 def module_of(command: str):
@@ -163,6 +176,8 @@ def settings(text: str) -> dict:
 
 
 if __name__ == "__main__":
+    # A job's log has both streams: its last line is to be why it failed.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if "RANK" in os.environ:
         from vecsweep.engine import launch
 

@@ -1,6 +1,10 @@
 """What no rule runs: each tool is a module here, and `vecsweep NAME` on the command line."""
 
 TOOLS = {
+    "show": "one prompt, layer by layer: top tokens, ranks, stages",
+    "try": "a task's vectors on any words of yours: before and after",
+    "preview": "prompts as a model reads them, and what is dropped",
+    "finding": "what the sweep found, in three lines",
     "status": "how far the sweep is, what failed, what jobs took",
     "plan": "what a model of the config needs: devices, memory, time",
     "prune": "list, ask, remove: results that the config no longer has",

@@ -5,13 +5,13 @@ with --jobs what jobs of each rule took, so that you can size your requests. Not
 """
 
 import csv
-import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 
-from vecsweep import config
+from vecsweep import config, terminal
 from vecsweep.engine import gpu
 from vecsweep.files import read_json
 from vecsweep.layout import STAGES
@@ -73,19 +73,10 @@ def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
         elif not log.exists():
             state = "missing"
         else:
-            state = "running" if locked and not error_in(log, stage.name) else "failed"
+            ended = any(terminal.is_error(line, stage.name) for line in terminal.tail(log)[-1:])
+            state = "running" if locked and not ended else "failed"
         rows.append({"stage": stage.name, **cell._asdict(), "state": state, "log": log})
     return rows
-
-
-def last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
-
-
-def error_in(log: Path, stage: str) -> bool:
-    """Whether a log ends as a stage that gave up, or as a traceback."""
-    return bool(re.match(rf"vecsweep {stage}: |\w*(Error|Exception|Killed)\b", last_line(log)))
 
 
 def print_cells(rows: list[dict]) -> None:
@@ -116,31 +107,46 @@ def word_for(states: list[str] | None) -> str:
 
 
 def print_progress(rows: list[dict], used: dict) -> None:
-    """Jobs done of all, for each model and together; work left; what failed."""
-    table = [["model", "jobs", "done", "running", "waiting", "failed"]]
+    """Jobs done of all, for each model and together, with a bar; work left; what failed."""
+    states = ("done", "running", "waiting", "failed")
+    table = [["model", "", "jobs", *states]]
     for model in [*dict.fromkeys(row["model"] for row in rows), ""]:
         mine = [row["state"] for row in rows if model in ("", row["model"])]
-        counts = [mine.count(state) for state in table[0][2:]]
-        table.append([model or "all", len(mine), *counts])
+        counts = [mine.count(state) for state in states]
+        drawn = terminal.bar(counts[0] / len(mine))
+        table.append([model or "all", drawn, len(mine), *counts])
     print()
     print_table(table)
     left = [row for row in rows if row["state"] != "done"]
-    known = [row for row in left if row["stage"] in used]
-    seconds = sum(mean(job["seconds"] for job in used[row["stage"]]) for row in known)
+    each = seconds_each(rows, used)
+    known = [row for row in left if row["stage"] in each]
+    seconds = sum(each[row["stage"]] for row in known)
     running = sum(row["state"] == "running" for row in rows)
     if left:
-        guess = f"; by what jobs took so far {duration(seconds)} of work" if known else ""
+        guess = f"; by what jobs took so far {terminal.rough(seconds)} of work" if known else ""
         if running and known:
-            guess += f", {duration(seconds / running)} left at {running} at a time"
-        print(f"\njobs left: {len(left)}{guess}")
+            guess += f", {terminal.rough(seconds / running)} left at {running} at a time"
+        unknown = dict.fromkeys(row["stage"] for row in left if row["stage"] not in each)
+        more = f", and what {', '.join(unknown)} will take" if known and unknown else ""
+        print(f"\njobs left: {len(left)}{guess}{more}")
     for row in rows:
         if row["state"] == "failed":
             where = " ".join(part for part in (row["model"], row["task"], row["layers"]) if part)
-            print(f"\nfailed: {row['stage']} {where}: {row['log']}\n    {last_line(row['log'])}")
+            last = "".join(terminal.tail(row["log"])[-1:])
+            print(f"\nfailed: {row['stage']} {where}: {row['log']}\n    {last}")
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+def seconds_each(rows: list[dict], used: dict) -> dict[str, float]:
+    """Stage -> seconds that one model and task (and block) took of it so far.
+
+    By all of its jobs' time, since one job may take several tasks.
+    """
+    done = Counter(row["stage"] for row in rows if row["state"] == "done")
+    return {
+        stage: sum(job["seconds"] for job in jobs) / done[stage]
+        for stage, jobs in used.items()
+        if done[stage]
+    }
 
 
 def benchmarks(folder: Path, logs: Path) -> dict[str, list[dict]]:

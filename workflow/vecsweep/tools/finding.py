@@ -1,0 +1,111 @@
+"""What the sweep found, in three lines, from table `claims`, and where its page is.
+
+How many of the o-vectors lift the answer; the one that does so most surely; what is stronger.
+"""
+
+import re
+from pathlib import Path
+
+from vecsweep import Problem, terminal
+from vecsweep.terminal import ANSWER, ARGUMENT
+
+PAGES = ("index.html", "report.html")
+LEVELS = "▁▂▃▄▅▆▇█"
+ONE = re.compile(r"(?<=\.) (?=Stronger than it:|Next to it:|Among all answers)")
+# An o-vector's sentence, and the numbers that it was made of.
+QUERY = """
+SELECT c.model, c.task, c.sentence, enough(e.prompts) AS enough, e.rise_low > 0 AS lifts, e.rise_low,
+       s.method AS rival, s.difference > 0 AND s.p_holm < 0.05 AS beaten
+FROM claims AS c
+JOIN effects AS e ON (e.model, e.ovector_task, e.task, e.domain, e.method)
+                   = (c.model, c.task, c.task, 'in', 'o-vector')
+JOIN strongest AS s ON (s.model, s.ovector_task, s.task, s.domain)
+                     = (e.model, e.ovector_task, e.task, e.domain)
+WHERE c.claim = 'o-vector' AND c.domain = 'in'
+ORDER BY enough DESC, lifts DESC, beaten, e.rise_low DESC, c.model, c.task
+"""
+CURVES = """
+SELECT target, layer, reciprocal_rank AS mean, prompts
+FROM curves
+WHERE (model, task, prompt_set, subset) = (?, ?, 'abstractive', 'correct')
+ORDER BY target, layer
+"""
+
+
+def arguments(parser):
+    parser.add_argument("--results", type=Path, default=Path("results"), help="[results]")
+    parser.add_argument("--curves", action="store_true", help="argument and answer by layer, drawn")
+
+
+def run(args):
+    """Print the finding; with --curves the mean reciprocal rank by layer of its model and task."""
+    import duckdb
+
+    path = args.results / "summary.duckdb"
+    if not path.exists():
+        raise Problem(f"no {path}; run the sweep first: make")
+    console = terminal.console()
+    try:
+        with duckdb.connect(str(path), read_only=True) as database:
+            answer = database.execute(QUERY)
+            names = [column[0] for column in answer.description]
+            rows = [dict(zip(names, row)) for row in answer.fetchall()]
+            if args.curves:
+                print_curves(console, database, rows)
+    except duckdb.Error as error:
+        raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    for line in finding(rows):
+        console.print(line, markup=False, soft_wrap=True)
+    for page in PAGES:
+        if (args.results / page).exists():
+            console.print(f"Open {args.results / page}", markup=False, soft_wrap=True)
+            break
+
+
+def finding(rows: list[dict]) -> list[str]:
+    """Three lines of what the o-vectors do: a count, the surest, its strongest rival.
+
+    `rows` are those of QUERY, the surest first.
+    """
+    if not rows:
+        return ["No finding: no prompt of the tasks under `interventions` gave an o-vector."]
+    fair = [row for row in rows if row["enough"]]
+    if not fair:
+        first = rows[0]
+        return [f"No finding yet. {first['model']}, {first['task']}: {first['sentence']}"]
+    lifts = [row for row in fair if row["lifts"]]
+    best = [row for row in lifts if not row["beaten"]]
+    few = f"; {len(rows) - len(fair)} more have too few test prompts" * (len(fair) < len(rows))
+    head = (
+        f"Models x tasks in which an FFN's update surely lifts the answer in novel contexts: "
+        f"{len(lifts)} of {len(fair)}; in {len(best)} of these nothing else is surely stronger{few}."
+    )
+    said = ONE.split(fair[0]["sentence"])
+    rival = " ".join(said[1:2]) or "No rival was tried."
+    rows_named = f"table methods, rows o-vector and {fair[0]['rival']}"
+    return [
+        head,
+        f"{fair[0]['model']}, {fair[0]['task']}: {said[0]}",
+        f"{rival} ({rows_named})",
+    ]
+
+
+def print_curves(console, database, rows: list[dict]) -> None:
+    """Argument and answer by layer, of the finding's model and task: where the lines cross."""
+    if not rows:
+        return
+    from rich.text import Text
+
+    model, task = rows[0]["model"], rows[0]["task"]
+    means: dict[str, list[float]] = {}
+    rows_of = database.execute(CURVES, [model, task]).fetchall()
+    for target, _, mean, _ in rows_of:
+        means.setdefault(target, []).append(mean)
+    right = f"{rows_of[0][3]} prompts answered right" if rows_of else "no prompt answered right"
+    console.print(Text(f"{model}, {task}: mean reciprocal rank after each layer, {right}"))
+    for target, colour in (("argument", ARGUMENT), ("answer", ANSWER)):
+        found = means.get(target, [])
+        marks = "".join(LEVELS[min(int(mean * len(LEVELS)), len(LEVELS) - 1)] for mean in found)
+        line = Text(f"  {target:<9}").append(marks, colour)
+        peak = f"  {max(found):.2f} at layer {found.index(max(found))}" if found else ""
+        console.print(line.append(peak))
