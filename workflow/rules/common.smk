@@ -9,7 +9,7 @@ from snakemake.logging import logger
 
 from vecsweep import Problem, config as vecsweep_config
 from vecsweep.figures import FIGURES as DRAWN
-from vecsweep.layout import ENDS, FIGURES, ROWS, SUMMARY, Cell
+from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.resources import Requests, read_site
 

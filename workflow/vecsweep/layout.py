@@ -272,7 +272,7 @@ SUMMARY = Stage(
     memory=(8000, 0, 8000),
     minutes=(120, 0, 120),
     environment="tables",
-    version=2,
+    version=3,  # table findings
 )
 FIGURES = Stage(
     "figures",
@@ -280,7 +280,14 @@ FIGURES = Stage(
     outputs={"svg": "{name}.svg", "png": "{name}.png"},
     environment="tables",
 )
-STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES)}
+PAGE = Stage(
+    "page",
+    "`results/index.html`: the findings, every prompt by layer, figures and tables",
+    outputs={"output": "../index.html"},
+    inputs={"database": Input("summary", "database")},
+    environment="tables",
+)
+STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES, PAGE)}
 # Stages whose results no other one reads.
 ENDS = [
     stage
