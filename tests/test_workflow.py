@@ -94,7 +94,7 @@ def pending(project, config=CONFIG):
 def is_end(output):
     """The summary and what is drawn from it: made anew whenever anything is."""
     return output.startswith(
-        ("results/summary", "results/tables", "results/figures", "results/report")
+        ("results/summary", "results/tables", "results/figures", "results/index")
     )
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from vecsweep import Problem, __version__, tables
@@ -38,8 +39,8 @@ def made(connection, figures: Path, captions: Path) -> str:
         "claims": findings.claims(connection),
         "labels": findings.METHODS,
         "tables": [packed_table(connection, name, packs) for name in csv_tables()],
-        "figures": packed_figures(figures, captions, packs),
     }
+    data["figures"] = packed_figures(figures, captions, data["tasks"], packs)
     data["cells"], left_out = prompts.packed(connection, packs)
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -70,7 +71,9 @@ def inert(data) -> str:
 def csv_tables() -> list[str]:
     """The tables for readers, the findings first."""
     every = tables.dictionary()["tables"]
-    return sorted((n for n, t in every.items() if t["form"] == "csv"), key=lambda n: n != "findings")
+    return sorted(
+        (n for n, t in every.items() if t["form"] == "csv"), key=lambda n: n != "findings"
+    )
 
 
 def packed_table(connection, name: str, packs: list[str]) -> dict:
@@ -96,9 +99,11 @@ def listed(value):
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def packed_figures(figures: Path, captions: Path, packs: list[str]) -> list[dict]:
-    """Each figure's title, category, caption as HTML, its words, and the pack that holds its SVG."""
-    found = []
+def packed_figures(
+    figures: Path, captions: Path, tasks: list[dict], packs: list[str]
+) -> list[dict]:
+    """Each figure's title, category, caption as HTML, the tasks that it names, its SVG's pack."""
+    found: list[dict[str, Any]] = []
     for name, figure in FIGURES.items():
         try:
             svg = (figures / f"{name}.svg").read_text(encoding="utf-8")
@@ -107,12 +112,10 @@ def packed_figures(figures: Path, captions: Path, packs: list[str]) -> list[dict
             words = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).split())
         except (OSError, ValueError, ElementTree.ParseError) as error:
             raise Problem(f"figure {name}: {error}; draw the figures, then the page") from error
-        number = small(svg, packs)
-        found.append({"name": name, "title": figure.title, "category": figure.category} | {
-            "caption": from_rst(caption),
-            "words": words if len(words) < 20_000 else "",
-            "pack": number,
-        })  # fmt: skip
+        about = {"name": name, "title": figure.title, "category": figure.category}
+        about["caption"] = from_rst(caption)
+        about["tasks"] = [task["task"] for task in tasks if task["title"] in words]
+        found.append(about | {"pack": small(svg, packs)})
     return found
 
 

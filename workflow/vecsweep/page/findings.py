@@ -14,7 +14,9 @@ METHODS = {
     "zero": "zero (FFNs dropped)",
 }
 CONTROLS = ("rival", "unrelated", "random", "zero")
-MODEL = "SELECT model, family, layers, parameters, dtype, source, revision FROM models ORDER BY 4, 1"
+MODEL = (
+    "SELECT model, family, layers, parameters, dtype, source, revision FROM models ORDER BY 4, 1"
+)
 CURVES = """SELECT model, task, target, list(round(depth, 4) ORDER BY layer),
        list(round(reciprocal_rank, 3) ORDER BY layer), list(round(low, 3) ORDER BY layer),
        list(round(high, 3) ORDER BY layer)
@@ -25,7 +27,7 @@ METHOD = """SELECT model, task, method, vectors, prompts, source_layer, start_la
        reciprocal_rank_after_high, p_holm, among_before, among_after, among_chance, transfer
 FROM methods WHERE domain = 'in' AND method NOT IN ('neurons_all', 'directions_all')
 ORDER BY model, task, reciprocal_rank_after DESC, method"""
-CLAIM = "SELECT model, task, domain, claim, \"table\", \"rows\", sentence FROM claims ORDER BY ALL"
+CLAIM = 'SELECT model, task, domain, claim, "table", "rows", sentence FROM claims ORDER BY ALL'
 TASK = """SELECT t.task, title, kind, injected, any_value(text) AS example
 FROM tasks AS t
 LEFT JOIN (SELECT task, arg_min(text, prompt_id) AS text FROM prompts
@@ -74,7 +76,9 @@ def label(method: str) -> str:
     """A method in words: neurons_10 -> 10 largest neurons of the o-vector."""
     basis, _, count = method.partition("_")
     if basis == "neurons":
-        return f"o-vector's {count} largest neurons" if count != "1" else "o-vector's largest neuron"
+        return (
+            f"o-vector's {count} largest neurons" if count != "1" else "o-vector's largest neuron"
+        )
     if basis == "directions":
         return f"o-vector along {count} direction{'s' * (count != '1')}"
     return METHODS.get(method, method)
@@ -110,7 +114,9 @@ def cells(row: dict) -> list[tuple[str, str, float]]:
     """(quantity, HTML, value to sort by) of the four cells of a model and relation."""
     right, of = row["correct_prompts"], row["prompts"]
     share = right / of if of else 0
-    meter = '<svg class="meter" viewBox="0 0 100 4" aria-hidden="true"><rect width="100" height="4"/>'
+    meter = (
+        '<svg class="meter" viewBox="0 0 100 4" aria-hidden="true"><rect width="100" height="4"/>'
+    )
     meter += f'<rect class="part" width="{100 * share:.0f}" height="4"/></svg>'
     answered = f"<span><b>{right}</b> of {of}</span>{meter}"
     x, x_value = x_cell(row)
@@ -158,9 +164,16 @@ def best_cell(row: dict) -> tuple[str, float]:
     if kind == "too few":
         made = chip("lift too-few", f"too few: n = {n}", link(row))
     else:
-        words = {"yes": "lifts", "no": "no lift", "undecided": "no sure lift", "few": f"few: n = {n}"}
+        words = {
+            "yes": "lifts",
+            "no": "no lift",
+            "undecided": "no sure lift",
+            "few": f"few: n = {n}",
+        }
         made = chip(f"lift {kind}", words[kind], link(row)) + f" <b>{number(row['rise'], '+')}</b>"
-        made += f' <span class="range">{span(row["rise_low"], row["rise_high"])}</span>' + dumbbell(row)
+        made += f' <span class="range">{span(row["rise_low"], row["rise_high"])}</span>' + dumbbell(
+            row
+        )
         control = "control wins: " if row["best"] in CONTROLS else ""
         made += small(f"{control}{label(row['best'])}")
         if row["best"] != "o-vector" and row["ovector_after"] is not None:
@@ -193,7 +206,11 @@ def own_cell(row: dict) -> tuple[str, float]:
     if row["lift"] == "too few":
         return chip("own too-few", f"too few: n = {row['test_prompts']}", link(row)), -8
     words = {"argument": "above chance", "class": "at chance", "none": "no sure lift"}
-    made = chip(f"own {kind.replace(' ', '-')}", words.get(kind, f"few: n = {row['test_prompts']}"), link(row))
+    made = chip(
+        f"own {kind.replace(' ', '-')}",
+        words.get(kind, f"few: n = {row['test_prompts']}"),
+        link(row),
+    )
     made += f'<span class="nums">{number(row["among_before"])} → <b>{number(row["among_after"])}</b></span>'
     made += small(f"chance {number(row['among_chance'])}")
     return made, row["among_after"]
@@ -238,7 +255,10 @@ def headline(data: dict) -> str:
         found = [row for row in data["findings"] if row["model"] == model["model"]]
         x = Counter(row["x"] for row in found)
         few = x["few"] + x["too few"]
-        parts = [f"{x['no']} have none" * bool(x["no"]), f"{x['undecided']} undecided" * bool(x["undecided"])]
+        parts = [
+            f"{x['no']} have none" * bool(x["no"]),
+            f"{x['undecided']} undecided" * bool(x["undecided"]),
+        ]
         parts.append(f"{few} with too few right answers to say" * bool(few))
         rest = ", ".join(part for part in parts if part)
         line = f"an X in <b>{x['yes']} of {len(found)}</b> relations" + f" ({rest})" * bool(rest)

@@ -62,9 +62,10 @@ function shownPrompt(cell, index) {
       make("span", { class: "legend" }, `Row ${id} of the relation, split ${split}.`)),
     make("pre", { class: "text" }, text),
     make("div", { class: "layers" },
-      make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Top tokens by layer" }, make("table", {}, make("caption", {}, "Top tokens with their probability in %, and ranks of argument and answer after the layer (1 is the top). Shading: probability of the top token. ",
+      make("div", {}, make("p", { class: "legend" }, "Top tokens with their probability in %, and ranks of argument and answer after the layer (1 is the top). Shading: probability of the top token. ",
         make("span", { class: "token argument" }, "argument"), " dashed, ", make("span", { class: "token answer" }, "answer"), " solid. ␣ is a space, ⏎ a new line."),
-        make("thead", {}, head), make("tbody", {}, ...rows))),
+        make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Top tokens by layer" },
+          make("table", {}, make("caption", { class: "unseen" }, "Top tokens by layer"), make("thead", {}, head), make("tbody", {}, ...rows)))),
       make("div", { class: "aside" }, chart(cell, prompt, start, layers))));
 }
 

@@ -68,7 +68,7 @@ function showRelation(name, model) {
   const task = DATA.tasks.find((one) => one.task === name) ?? DATA.tasks[0];
   choose(get("relation-choice"), DATA.tasks.map((one) => [one.task, one.title]), task.task);
   get("head-relation").textContent = task.title;
-  const shown = DATA.figures.filter((figure) => figure.words.includes(task.title));
+  const shown = DATA.figures.filter((figure) => figure.tasks.includes(task.task));
   const place = get("relation-place");
   if (place.dataset.task !== task.task) {
     place.replaceChildren(

@@ -17,8 +17,10 @@ def run(args):
     with connection:
         try:
             text = page.made(connection, args.figures, args.captions)
-        except duckdb.CatalogException as error:
+        except (duckdb.CatalogException, duckdb.BinderException) as error:
             lacks = str(error).splitlines()[0]
-            raise Problem(f"{args.database} is of an older vecsweep: {lacks}; make it anew") from error
+            raise Problem(
+                f"{args.database} is of an older vecsweep: {lacks}; make it anew"
+            ) from error
     with replacing(args.output) as temporary:
         temporary.write_text(text, encoding="utf-8")
