@@ -255,6 +255,26 @@ def test_what_is_too_large_is_named(sweep, monkeypatch, connection):
     assert page.packed_table(connection, "methods", packs)["pack"] is None and packs == []
 
 
+@pytest.mark.parametrize("kind, said", [
+    ({"injected": False}, "does not test vectors"),
+    ({"answered": False}, "No prompt was answered correctly"),
+    ({"parallel": True}, "Every method at its best, n = 32"),
+])  # fmt: skip
+def test_other_sweeps(kind, said, sweep, browser, tmp_path):  # noqa: F811
+    """Without vectors, without a right answer, of parallel blocks."""
+    (tmp_path / "figures").symlink_to(sweep / "figures")
+    make_database(tmp_path, 1, 1, **kind)
+    assert main(["page", *options(tmp_path)]) == 0
+    browser.call("Page.navigate", url=(tmp_path / "index.html").as_uri())
+    browser.until("!!document.body && document.body.dataset.shown !== undefined")
+    show(browser, "#relation/capitals")
+    assert said in browser.evaluate("document.body.innerText")
+    show(browser, "#prompts")
+    shown = browser.evaluate("document.body.innerText")
+    assert "Argument formation" in shown and ("FFN alone" in shown) == ("parallel" in kind)
+    assert browser.complaints() == []
+
+
 def test_the_same_sweep_gives_the_same_page(sweep):
     assert main(["page", *options(sweep, output="again.html")]) == 0
     assert (sweep / "again.html").read_bytes() == (sweep / "index.html").read_bytes()

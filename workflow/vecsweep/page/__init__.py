@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from vecsweep import Problem, __version__, tables
 from vecsweep.figures import FIGURES
 from vecsweep.page import findings, prompts
-from vecsweep.page.packing import small
+from vecsweep.page.packing import pack, small
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dataTables.min.js", "page.js", "charts.js", "relation.js", "prompts.js")
@@ -34,12 +34,15 @@ def made(connection, figures: Path, captions: Path) -> str:
         "models": findings.models(connection),
         "tasks": findings.tasks(connection),
         "findings": findings.rows(connection),
-        "curves": findings.curves(connection),
-        "methods": findings.methods(connection),
-        "claims": findings.claims(connection),
         "labels": findings.METHODS,
         "tables": [packed_table(connection, name, packs) for name in csv_tables()],
     }
+    details = {
+        "curves": findings.curves(connection),
+        "methods": findings.methods(connection),
+        "claims": findings.claims(connection),
+    }
+    data["details"] = pack(json.dumps(details, ensure_ascii=False, allow_nan=False), packs)
     data["figures"] = packed_figures(figures, captions, data["tasks"], packs)
     data["cells"], left_out = prompts.packed(connection, packs)
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)

@@ -25,7 +25,7 @@ const wideness = (most) => Math.max(300, Math.min(most, innerWidth - 26));
 
 // lines: {argument: {x: [], y: [], low: [], high: []}, answer: ...}; names stand at their right ends.
 function curves(lines, labels, x, y, extra = () => {}, most = 620) {
-  const { svg, box, px, py } = frame(wideness(most), 270, 64, labels, x, y);
+  const { svg, box, px, py } = frame(wideness(most), 270, 70, labels, x, y);
   extra(svg, box, px);
   const ends = [];
   for (const [name, line] of Object.entries(lines)) {

@@ -39,7 +39,11 @@ def records(connection, query: str) -> list[dict]:
     """The rows of a query as dicts."""
     found = connection.execute(query)
     names = [column[0] for column in found.description]
-    return [dict(zip(names, row)) for row in found.fetchall()]
+    # JSON has no NaN.
+    return [
+        {name: None if value != value else value for name, value in zip(names, row)}
+        for row in found.fetchall()
+    ]
 
 
 def models(connection) -> list[dict]:
@@ -213,7 +217,7 @@ def own_cell(row: dict) -> tuple[str, float]:
     )
     made += f'<span class="nums">{number(row["among_before"])} → <b>{number(row["among_after"])}</b></span>'
     made += small(f"chance {number(row['among_chance'])}")
-    return made, row["among_after"]
+    return made, row["among_after"] or 0
 
 
 def table(data: dict) -> str:

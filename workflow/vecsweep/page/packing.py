@@ -3,7 +3,7 @@
 import base64
 import gzip
 
-LARGEST = 1_500_000  # letters of one packed table or figure
+LARGEST = 500_000  # letters of one packed table or figure
 
 
 def pack(text: str, packs: list[str]) -> int:

@@ -26,7 +26,7 @@ function ofModel(task, model, level) {
   const row = DATA.findings.find((one) => one.task === task.task && one.model === model.model);
   const mine = (one) => one.task === task.task && one.model === model.model;
   const part = make("section", { id: `of-${model.model}`, "aria-label": model.model }, make("h3", { tabindex: "-1" }, model.model));
-  const said = DATA.claims.filter(mine);
+  const said = DETAILS.claims.filter(mine);
   const right = `${row.correct_prompts} of ${row.prompts} prompts are answered correctly`;
   const first = row.argument_function === null ? "" : `; in ${(100 * row.argument_function).toFixed(0)} % the argument is on top of some layer before the answer (pattern argument-function)`;
   part.append(make("p", {}, `${right}${first}. `, { yes: "The curves make an X: the argument forms, then the answer overtakes it for good.",
@@ -34,12 +34,12 @@ function ofModel(task, model, level) {
     few: "With fewer than 20 right answers there is no yes or no to an X.", "too few": "With fewer than 10 right answers there is no finding." }[row.x]));
   if (said.length) part.append(make("ul", { class: "claims" }, ...said.map((claim) =>
     make("li", {}, claim.domain === "out" ? "Out of its domain: " : "", claim.sentence))));
-  const found = DATA.curves.filter((one) => one[0] === model.model && one[1] === task.task);
+  const found = DETAILS.curves.filter((one) => one[0] === model.model && one[1] === task.task);
   part.append(make("h4", {}, `Argument and answer by depth, n = ${row.correct_prompts}`));
   if (found.length && row.correct_prompts) part.append(crossing(found, row),
     make("p", { class: "small" }, "After each layer; prompts answered correctly; bands: 95 %, bootstrap over prompts. Dashed line: the crossover of an X."));
   else part.append(make("p", {}, "No prompt was answered correctly."));
-  const methods = DATA.methods.filter(mine);
+  const methods = DETAILS.methods.filter(mine);
   part.append(make("h4", {}, "Every method at its best" + (methods.length ? `, n = ${methods[0].prompts}` : "")));
   if (methods.length) {
     const rows = methods.map((one) => ({
@@ -64,18 +64,22 @@ function ofModel(task, model, level) {
   return part;
 }
 
-function showRelation(name, model) {
+let DETAILS = null; // unpacked when the first relation is shown
+
+async function showRelation(name, model) {
   const task = DATA.tasks.find((one) => one.task === name) ?? DATA.tasks[0];
+  DETAILS ??= JSON.parse(await unpacked(DATA.details));
   choose(get("relation-choice"), DATA.tasks.map((one) => [one.task, one.title]), task.task);
   get("head-relation").textContent = task.title;
   const shown = DATA.figures.filter((figure) => figure.tasks.includes(task.task));
   const place = get("relation-place");
-  if (place.dataset.task !== task.task) {
+  const drawn = `${task.task} ${innerWidth}`;
+  if (place.dataset.drawn !== drawn) {
     place.replaceChildren(
       make("p", {}, `A ${task.kind} relation. A prompt:`), make("pre", { class: "text" }, task.example ?? "no prompt"),
       make("div", { class: "panels" }, ...DATA.models.map((one) => ofModel(task, one))),
       make("h3", {}, "Figures of the sweep that show this relation"), ...shown.map((figure) => shownFigure(figure, "h4")));
-    place.dataset.task = task.task;
+    place.dataset.drawn = drawn;
   }
   const asked = model && get(`of-${model}`);
   if (asked) { asked.scrollIntoView(); asked.querySelector("h3").focus({ preventScroll: true }); }
