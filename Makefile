@@ -46,7 +46,7 @@ scale: $(VENV)/ready
 	vecsweep scale $(or $(TMPDIR),/tmp)/vecsweep-scale
 
 clean:
-	rm -rf results/*/ results/*.duckdb results/report.html logs .snakemake
+	rm -rf results/*/ results/*.duckdb results/*.html logs .snakemake
 
 $(VENV)/ready: envs/requirements.lock envs/models.lock pyproject.toml
 	@echo "Setting up $(VENV): a minute, once"

@@ -16,6 +16,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/stages.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/page.smk"
 
 
 rule all:
@@ -23,4 +24,5 @@ rule all:
     input:
         "results/summary.duckdb",
         PICTURES,
+        SWEEP.outputs(PAGE, Cell())["output"],
         UNREAD,

@@ -19,6 +19,7 @@ ALLOWED = {
         *("files", "layout", "sweep", "statistics", "bands", "tables", "tasks", "engine", "methods")
     },
     "figures": {"figures", "statistics"},
+    "page": {"figures", "page", "tables"},
 }
 
 
@@ -34,8 +35,8 @@ def imports(path):
 @pytest.mark.parametrize("folder", ALLOWED)
 def test_who_reads_whom(folder):
     for path in (PACKAGE / folder).glob("*.py"):
-        # A stage lends nothing to another one; stage figures is the door to its folder.
-        allowed = ALLOWED[folder] | ({"figures"} if path.stem == "figures" else set())
+        # A stage lends nothing to another one; stages figures and page are doors to their folders.
+        allowed = ALLOWED[folder] | ({path.stem} & {"figures", "page"})
         found = set(imports(path)) - {"__version__"}
         assert found <= allowed, path
 
@@ -55,7 +56,7 @@ MODEL_RUNS = {stage.name for stage in ROWS if stage.runs_model} | {"models"}
 SLOW = {  # seconds to import: a property of a sweep of hundreds of jobs
     "torch": MODEL_RUNS | {"lens", "ovectors", "attribution"},
     "transformers": MODEL_RUNS,
-    "duckdb": {"stages", "summary", "figures"},
+    "duckdb": {"stages", "summary", "figures", "page"},
     "matplotlib": {"figures"},
     "pyarrow": {*STAGES} - {"preshard", "states"},
 }

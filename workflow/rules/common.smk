@@ -11,7 +11,7 @@ from vecsweep import Problem, config as vecsweep_config
 from vecsweep.engine import folders
 from vecsweep.figures import FIGURES as DRAWN
 from vecsweep.files import read_json, write_json
-from vecsweep.layout import ENDS, FIGURES, ROWS, SUMMARY, Cell
+from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.resources import Requests, read_site
 

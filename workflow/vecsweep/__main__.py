@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vecsweep import Problem
-from vecsweep.files import read_json
+from vecsweep.files import PACKAGE, read_json
 from vecsweep.layout import STAGES, Stage
 from vecsweep.tools import TOOLS
 
@@ -130,6 +130,9 @@ def plain(text: str) -> str:
 
 def stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     """The options of a stage, from its row: settings, what it reads and writes, how it runs."""
+    if stage.name == "page":
+        page_arguments(parser)
+        return
     parser.add_argument(
         "--settings", type=settings, required=True, help="a file that the workflow noted, or JSON"
     )
@@ -165,6 +168,20 @@ def stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
         parser.add_argument("--shards", type=int, default=1, help="processes of the model [1]")
         parser.add_argument("--engine", default="auto", help="[auto], single, tensor or zero")
         parser.add_argument("--offload", action="store_true", help="zero: weights in host memory")
+
+
+def page_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of stage page: all are known where `make` ran, so that it is run without any."""
+    captions = PACKAGE.parent / "report"
+    for option, default, text in (
+        ("database", "results/summary.duckdb", "database of stage summary"),
+        ("figures", "results/figures", "folder of stage figures"),
+        ("captions", captions, "folder of the figures' captions, NAME.rst"),
+        ("output", "results/index.html", "to write"),
+    ):
+        parser.add_argument(
+            f"--{option}", type=Path, default=Path(default), help=f"{text} [%(default)s]"
+        )
 
 
 def settings(text: str) -> dict:

@@ -280,7 +280,14 @@ FIGURES = Stage(
     outputs={"svg": "{name}.svg", "png": "{name}.png"},
     environment="tables",
 )
-STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES)}
+PAGE = Stage(
+    "page",
+    "`results/index.html`: the findings, every prompt by layer, figures and tables",
+    outputs={"output": "../index.html"},
+    inputs={"database": Input("summary", "database")},
+    environment="tables",
+)
+STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES, PAGE)}
 # Stages whose results no other one reads.
 ENDS = [
     stage

@@ -10,7 +10,18 @@ from pathlib import Path
 
 from vecsweep import Problem, nearest, tasks
 from vecsweep.files import PACKAGE, read_json, write_json
-from vecsweep.layout import FIGURES, ROWS, STAGES, SUMMARY, Cell, Input, Stage, other_models, rivals
+from vecsweep.layout import (
+    FIGURES,
+    PAGE,
+    ROWS,
+    STAGES,
+    SUMMARY,
+    Cell,
+    Input,
+    Stage,
+    other_models,
+    rivals,
+)
 from vecsweep.tasks.formats import locate
 
 Groups = dict[str, dict[str, list[list[str]]]]  # model -> stage -> tasks of a job
@@ -186,10 +197,10 @@ class Sweep:
         return self.config[section][name]
 
     def all_settings(self) -> dict[str, dict]:
-        """Settings file -> settings, of every cell and the summary."""
+        """Settings file -> settings, of every cell, the summary and the page."""
         return {
             self.settings_file(stage, cell): self.settings(stage, cell)
-            for stage in (*ROWS, SUMMARY)
+            for stage in (*ROWS, SUMMARY, PAGE)
             for cell in self.cells(stage)
         }
 
