@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from vecsweep import Problem, config as vecsweep_config
+from vecsweep import Problem, config as vecsweep_config, slurm
 from vecsweep.figures import FIGURES as DRAWN
 from vecsweep.layout import ENDS, FIGURES, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
@@ -36,6 +36,7 @@ shell.prefix(
 )
 
 if workflow.is_main_process:
+    slurm.mend()
     for line in REQUESTS.small_gpus():
         logger.warning(line)
 
