@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import termios
 import time
@@ -55,7 +56,10 @@ def seconds_until_again(project, rule):
 
 def test_preempted_job_is_tried_again_and_asks_for_no_more_than_a_node_has(night):
     without(night, STAGES[0])
-    asked = ["stages:mem_mb=2000 if attempt == 1 else 99999", "stages:runtime=9999"]
+    asked = [
+        "stages:mem_mb=2000 if attempt == 1 else 99999",
+        "stages:runtime=9 if attempt == 1 else 9999",
+    ]
     sweep = night.start(*RUN, STAGES[0], "--set-resources", *asked)
     _, node = running(night, "stages")
     urgent = ["-A", "lab", "-p", "urgent", "-w", node, "--exclusive", "-o", "/dev/null"]
@@ -65,7 +69,7 @@ def test_preempted_job_is_tried_again_and_asks_for_no_more_than_a_node_has(night
     rows = [row for row in jobs(night.cluster, night.last) if row["rule"] == "stages"]
     rows.sort(key=lambda row: int(row["JobIDRaw"]))
     assert [row["State"] for row in rows] == ["PREEMPTED", "COMPLETED"]
-    assert {row["Timelimit"] for row in rows} == {"1-00:00:00"}
+    assert [row["Timelimit"] for row in rows] == ["00:09:00", "1-00:00:00"]
     assert seconds_until_again(night, "stages") < 30
 
 
@@ -107,6 +111,12 @@ def test_failed_node_is_given_back_where_there_is_no_other(night):
     assert states(night, "states_wide_towns") == {"": ["NODE_FAIL", "FAILED", "COMPLETED"]}
 
 
+def on_the_terminal():
+    """What a login shell gives its commands, also where these tests run under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def on_a_terminal(project, *options):
     """Start Snakemake on a terminal of its own: the process, and the terminal's other end."""
     ours, its = os.openpty()
@@ -118,7 +128,7 @@ def on_a_terminal(project, *options):
         stdout=its,
         stderr=its,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=on_the_terminal,
     )
     os.close(its)
     return project.process, ours
@@ -135,3 +145,24 @@ def test_lost_connection_ends_as_a_wish_to_stop(night):
     done = night.slurm(*STAGES)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout, done.stdout
     assert states(night, "stages") == {"seq_towns": ["COMPLETED"]}
+
+
+def test_stopped_process_on_another_node_is_named(night):
+    without(night, *STATES)
+    sweep = night.start(*RUN, *STATES, VECSWEEP_HANG_SECONDS="5")
+    job, _ = running(night, "states_wide_towns")
+    stopped = None
+    while not stopped:
+        for process in processes(job):
+            with suppress(psutil.Error):
+                if process.environ().get("RANK") == "1" and process.threads()[1:]:
+                    stopped = process
+    stopped.suspend()
+    since = time.monotonic()
+    while stopped.is_running() and time.monotonic() - since < 60:
+        time.sleep(0.1)
+    assert time.monotonic() - since < 15
+    assert sweep.wait(timeout=120) == 0, night.output()
+    assert "process 1 hangs at" in night.output()
+    assert "most recent call first" in night.output()
+    assert states(night, "states_wide_towns") == {"": ["FAILED", "COMPLETED"]}
