@@ -378,6 +378,29 @@ def test_a_killed_process_ends_the_job(bloom, tmp_path):
     assert last == "vecsweep states: process 1 was killed by signal 9; the others were stopped"
 
 
+def test_a_stopped_process_is_named_with_all_stacks(bloom, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "VECSWEEP_HANG_SECONDS", "5")
+    many = tmp_path / "many.parquet"
+    write_table(pa.concat_tables([read_table(bloom.prompts)] * 40), many)
+    stopped, lines = [], []
+
+    def stop(line, children):
+        if "the processes hold" in line:
+            (process,) = [c for c in children if c.environ().get("RANK") == "1"]
+            process.suspend()
+            stopped.append(time.monotonic())
+        lines.append(line)
+        return line.startswith("vecsweep states")
+
+    last = assert_fails(states(bloom, tmp_path, prompts=many), tmp_path, stop)
+    assert time.monotonic() - stopped[0] < 30
+    assert last.startswith("vecsweep states: process 1 hangs at ")
+    assert "no progress for 5 s; the stacks of all are above" in last
+    for rank in "01":
+        mine = "".join(line for line in lines if f"role{rank}]:" in line)
+        assert "most recent call first" in mine and "engine/forward.py" in mine
+
+
 def changed(stage, folder, change):
     """A copy of a model's folder and description, the folder changed."""
     for name in ("source", "described"):

@@ -64,6 +64,8 @@ SlurmdTimeout=10
 InactiveLimit=0
 MinJobAge=3600
 GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 CONF
 if [ "$ACCOUNTING" = sacct ]; then cat <<CONF
 AccountingStorageType=accounting_storage/slurmdbd
@@ -72,6 +74,7 @@ AccountingStoragePort=$((BASEPORT + 19))
 AccountingStoragePass=$D/run/munge.socket
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
+AccountingStorageEnforce=limits
 CONF
 fi
 for n in $(seq "$NODES"); do
@@ -80,6 +83,7 @@ for n in $(seq "$NODES"); do
 done
 echo "PartitionName=cpu Nodes=ALL Default=YES MaxTime=1-00:00:00 DefMemPerCPU=200"
 echo "PartitionName=gpu Nodes=ALL MaxTime=1-00:00:00 DefMemPerCPU=200"
+echo "PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 DefMemPerCPU=200 PriorityTier=10"
 } > "$D/etc/slurm.conf"
 for n in $(seq "$NODES"); do for g in $(seq 0 $((GPUS - 1))); do
   echo "NodeName=node$n Name=gpu Type=fake File=$(gpu_file "$n" "$g")"

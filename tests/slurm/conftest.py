@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
+import psutil
 import pytest
 import yaml
 
@@ -33,6 +34,9 @@ SITE = {
     "max_hours": 24,
     "modules": [],
 }
+# Looked at again soon, for these jobs last seconds.
+RUN = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "2")
+END = "results/summary.duckdb"
 ENDS = ("results/summary.duckdb", "results/figures/crossover.svg")
 
 
@@ -209,3 +213,63 @@ def jobs(cluster, since=0):
         rule, _, row["wildcards"] = row["Comment"].partition("_wildcards_")
         row["rule"] = rule.removeprefix("rule_")
     return rows
+
+
+def tables(project):
+    """Every table of the summary, as sets of rows."""
+    names = "SELECT table_name FROM duckdb_tables() WHERE table_name != 'runs' ORDER BY ALL"
+    return {
+        name: sorted(map(repr, project.query(f"SELECT * FROM {name}")))
+        for (name,) in project.query(names)
+    }
+
+
+@pytest.fixture
+def fault(project, swept):
+    """The finished sweep; afterwards its tables are the same, no file is half, no job is left."""
+    project.before = tables(project)
+    project.last = last_job(project.cluster)
+    assert len(project.before["lens"]) > 100
+    yield project
+    project.end()
+    assert tables(project) == project.before
+    results = project.folder / "results"
+    assert not [path for path in results.rglob("*") if ".tmp" in path.name]
+    assert project.cluster.run("squeue", "-h") == ""
+
+
+def remove(project, *paths):
+    """Remove results, and the summary: Snakemake looks for them only where it is missing."""
+    for path in (*paths, "summary.duckdb"):
+        (project.folder / "results" / path).unlink()
+
+
+def running(project, rule, wildcards=""):
+    """Wait until a job of `rule` runs: (its number, its node)."""
+    for _ in range(600):
+        rows = project.cluster.run("squeue", "-h", "-t", "R", "-o", "%i|%N|%k").splitlines()
+        for job, node, comment in (row.split("|", 2) for row in rows):
+            name, _, found = comment.partition("_wildcards_")
+            if name == f"rule_{rule}" and found.startswith(wildcards):
+                time.sleep(1)  # well started
+                return job, node
+        time.sleep(0.1)
+    raise AssertionError(f"no job of {rule} started")
+
+
+def processes(job):
+    """Slurm's own process of a running job, and all that it started."""
+    for process in psutil.process_iter(["cmdline"]):
+        if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{job}."):
+            yield from (process, *process.children(recursive=True))
+
+
+def states(project, rule):
+    """The states of the jobs of `rule` in this test, by wildcards, in their order."""
+    rows = jobs(project.cluster, project.last)
+    rows.sort(key=lambda row: int(row["JobIDRaw"]))
+    found = {}
+    for row in rows:
+        if row["rule"] == rule:
+            found.setdefault(row["wildcards"], []).append(row["State"].split()[0])
+    return found

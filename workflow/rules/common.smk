@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from vecsweep import Problem, config as vecsweep_config
+from vecsweep import Problem, config as vecsweep_config, slurm
 from vecsweep.engine import folders
 from vecsweep.figures import FIGURES as DRAWN
 from vecsweep.files import read_json, write_json
@@ -40,6 +40,7 @@ shell.prefix(
 )
 
 if workflow.is_main_process:
+    slurm.mend()
     for line in REQUESTS.small_gpus():
         logger.warning(line)
 

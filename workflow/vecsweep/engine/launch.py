@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecsweep import Problem
+from vecsweep.engine import signs
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -22,7 +23,7 @@ MONITOR_SECONDS = 0.5  # how often the launcher looks at its processes
 def processes(shards: int, argv: list[str]) -> int:
     """Run `python -m vecsweep ARGV` in `shards` processes; Problem if one of them fails.
 
-    When one dies the others are stopped, and its own last line is the error. In a Slurm job
+    When one dies or hangs the others are stopped, and its own last line is the error. In a Slurm job
     of several nodes each gets an equal share, started by srun.
     """
     started = "VECSWEEP_NODE" in os.environ  # by _over_nodes, on one of the nodes
@@ -39,6 +40,7 @@ def processes(shards: int, argv: list[str]) -> int:
 
 def as_process(run: Callable[[], int]) -> None:
     """End one of the processes that `processes` started with the exit code of `run()`."""
+    signs.give()
     import torch
 
     try:
@@ -50,6 +52,7 @@ def as_process(run: Callable[[], int]) -> None:
         # Perhaps it is another one that died: its end has to be seen first.
         time.sleep(4 * MONITOR_SECONDS)
         code = 1
+    signs.end()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not by the interpreter's own exit: gloo's threads still run, and now and then abort it.
@@ -74,12 +77,17 @@ def _on_this_node(shards: int, nodes: int, argv: list[str], folder: str) -> int:
         logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ERR),
         **(static if nodes > 1 else {"rdzv_backend": "c10d"}),
     )
+    watch = signs.Watch(Path(folder, "signs"))
     try:
         elastic_launch(config, sys.executable)("-m", "vecsweep", *argv)
         return 0
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
+        if watch.hung:
+            raise Problem(watch.hung) from None
         raise Problem(f"process {number} {_reason(folder, failure)}") from None
+    finally:
+        watch.end()
 
 
 def _reason(folder: str, failure: "ProcessFailure") -> str:
