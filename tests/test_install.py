@@ -12,6 +12,8 @@ from vecsweep.__main__ import main
 from vecsweep.layout import STAGES
 from vecsweep.tools import TOOLS
 
+PAGE = REPO / "workflow" / "vecsweep" / "page"
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
@@ -49,6 +51,8 @@ def test_a_wheel_works_away_from_the_checkout(installed, tmp_path):
     where = "import vecsweep; print(vecsweep.__file__)"
     assert away(installed, tmp_path, "-c", where).startswith(str(installed))
     assert "states" in away(installed, tmp_path, "-m", "vecsweep", "--help")
+    assets = {path.name for path in PAGE.iterdir() if path.suffix != ".py"} - {"__pycache__"}
+    assert assets and all((installed / "vecsweep" / "page" / name).is_file() for name in assets)
     paper = REPO / "workflow" / "config" / "paper.yaml"
     plan = away(installed, tmp_path, "-m", "vecsweep", "plan", "bloom-176b", "--configfile", paper)
     assert "176,247,271,424" in plan and "suggested           shards: 8" in plan

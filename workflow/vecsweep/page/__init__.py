@@ -114,7 +114,9 @@ def packed_figures(
             # Lines of a wrapped title are text elements of their own.
             words = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).split())
         except (OSError, ValueError, ElementTree.ParseError) as error:
-            raise Problem(f"figure {name}: {error}; draw the figures, then the page") from error
+            raise Problem(
+                f"figure {name}: {error}; draw the figures, or name --captions"
+            ) from error
         about = {"name": name, "title": figure.title, "category": figure.category}
         about["caption"] = from_rst(caption)
         about["tasks"] = [task["task"] for task in tasks if task["title"] in words]

@@ -11,8 +11,9 @@ function logAxis(worst) {
 }
 let measure = "rank";
 
-// A token that can be seen: ␣ for a space, ⏎ for a new line.
-const visible = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+// A token that can be seen: ␣ for a space, ⏎ for a new line, ⟨00A0⟩ for other signs without a shape.
+const code = (sign) => `⟨${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+const visible = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎").replace(/[\p{C}\p{Z}]/gu, code);
 
 function tokens(cell, prompt, k) {
   const [argument, answers] = prompt.slice(12);

@@ -25,7 +25,7 @@ function crossing(found, count) {
 function ofModel(task, model, level) {
   const row = DATA.findings.find((one) => one.task === task.task && one.model === model.model);
   const mine = (one) => one.task === task.task && one.model === model.model;
-  const part = make("section", { id: `of-${model.model}`, "aria-label": model.model }, make("h3", { tabindex: "-1" }, model.model));
+  const part = make("section", { id: `of-${model.model}`, "aria-label": model.model }, make("h3", { tabindex: "-1" }, `${model.model}: ${task.title}`));
   const said = DETAILS.claims.filter(mine);
   const right = `${row.correct_prompts} of ${row.prompts} prompts are answered correctly`;
   const first = row.argument_function === null ? "" : `; in ${(100 * row.argument_function).toFixed(0)} % the argument is on top of some layer before the answer (pattern argument-function)`;
