@@ -17,7 +17,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import planted
@@ -26,7 +25,7 @@ from conftest import REPO, command, describe, main
 from vecsweep import Problem
 from vecsweep.engine import slices
 from vecsweep.engine.families import tensor_parallel
-from vecsweep.files import Tensors, read_table, write_table
+from vecsweep.files import Tensors, read_table, write_table, write_tensors
 from vecsweep.tools import plan
 
 SHARDS = 2
@@ -250,9 +249,7 @@ def noted(**changes):
     """A change of a slice's file: other notes."""
 
     def change(path):
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        save_file(load_file(path), path, metadata | changes)
+        write_tensors(load_file(path), path, Tensors(path).metadata | changes)
 
     return change
 
@@ -285,11 +282,11 @@ def test_slices_that_do_not_fit(sharded_run, tmp_path, refused, name):
 def test_slices_of_another_model(sharded_run):
     path = sharded_run.output / "bloom-tensor ready" / "slice-0.safetensors"
     held = {name: tuple(p.shape) for name, p in load_file(path).items()}
-    with safe_open(path, "pt") as file:
-        assert dict(slices.parts(file, held)).keys() == held.keys()
-        for shapes in (held | {"more": (1,)}, held | {"lm_head.weight": (1, 2)}):
-            with pytest.raises(Problem, match="the model differ in '(more|lm_head.weight)'"):
-                next(slices.parts(file, shapes))
+    file = Tensors(path)
+    assert dict(slices.parts(file, held)).keys() == held.keys()
+    for shapes in (held | {"more": (1,)}, held | {"lm_head.weight": (1, 2)}):
+        with pytest.raises(Problem, match="the model differ in '(more|lm_head.weight)'"):
+            next(slices.parts(file, shapes))
 
 
 def test_preshard_needs_shards(bloom, tmp_path, refused):

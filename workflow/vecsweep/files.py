@@ -235,7 +235,8 @@ class Tensors:
             self._checksums = json.loads(self.metadata.get("checksums", "{}"))
             shapes = self.shapes = {name: self._file.get_slice(name).get_shape() for name in self}
         except (OSError, ValueError, SafetensorError) as error:
-            raise self._damaged(str(error)) from error
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            raise self._damaged(reason) from error
         notes = {key: note for key, note in self.metadata.items() if key != "checksums"}
         self._dtypes = json.loads(notes.get("dtypes", "{}"))  # older files do not note them
         header = _header_checksum(notes, shapes)
