@@ -16,7 +16,18 @@ ALLOWED = {
     "engine": {"files", "engine"},
     "methods": {"files", "engine", "tasks", "methods"},
     "stages": {
-        *("files", "layout", "sweep", "statistics", "bands", "tables", "tasks", "engine", "methods")
+        *(
+            "files",
+            "layout",
+            "sweep",
+            "statistics",
+            "bands",
+            "invariants",
+            "tables",
+            "tasks",
+            "engine",
+            "methods",
+        )
     },
     "figures": {"figures", "statistics"},
     "page": {"figures", "page", "tables"},
