@@ -205,6 +205,7 @@ def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
+    notes.pop("checksums", None)  # those of a file whose notes were taken
     # The header's checksum is of the notes and shapes: types are noted to be in it too.
     notes["dtypes"] = json.dumps({name: str(tensor.dtype) for name, tensor in tensors.items()})
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
