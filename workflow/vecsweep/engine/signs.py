@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from vecsweep import Problem
+
 FOLDER = "VECSWEEP_SIGNS"  # the launcher's folder of them, one a process
 LIMIT = "VECSWEEP_HANG_SECONDS"
 SECONDS = 45
@@ -73,14 +75,20 @@ def _state() -> tuple[tuple, str, bool]:
 
 
 class Watch:
-    """The launcher's look at its processes: `hung` says which one hangs, once one does."""
+    """The launcher's look at its processes: `hung` says which one hangs, once one does.
+
+    Problem if the environment's VECSWEEP_HANG_SECONDS is no number of seconds.
+    """
 
     def __init__(self, folder: Path):
+        given = os.environ.get(LIMIT, str(SECONDS))
+        if not given.isdecimal() or int(given) < 1:
+            raise Problem(f"{LIMIT} is {given}; write a number of seconds, 1 or more")
         folder.mkdir()
         os.environ[FOLDER] = str(folder)
         self.hung = ""
         self._folder = folder
-        self._seconds = int(os.environ.get(LIMIT, SECONDS))
+        self._seconds = int(given)
         self._done = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
