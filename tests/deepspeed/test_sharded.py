@@ -25,7 +25,8 @@ from conftest import REPO, command, describe, main
 from vecsweep import Problem
 from vecsweep.engine import slices
 from vecsweep.engine.families import tensor_parallel
-from vecsweep.files import Tensors, read_table, write_table, write_tensors
+from vecsweep.engine.sources import checksums
+from vecsweep.files import Tensors, read_json, read_table, write_json, write_table, write_tensors
 from vecsweep.tools import plan
 
 SHARDS = 2
@@ -77,6 +78,11 @@ BROKEN = {
 }
 
 
+def note_checksums(path, folder):
+    """As if the weights had been so when stage models saw them."""
+    write_json(read_json(path) | {"weights_crc32": checksums(Path(folder))}, path)
+
+
 def change_tensors(folder, change):
     """Change the tensors of the file that holds LACKING, and the index with it."""
     index = folder / "model.safetensors.index.json"
@@ -99,6 +105,7 @@ def sharded_run(tmp_path_factory):
     for name, change in BROKEN.items():
         stages[name] = described(folder / name, "bloom", shard_size="20KB")
         change_tensors(stages[name].folder, change)
+        note_checksums(stages[name].description, stages[name].folder)
     extra = [SLIM, *BROKEN]
     cases = [*CASES, *WAYS, *((name, engine) for name in extra for engine in ("tensor", "zero"))]
     output = folder / "found"
@@ -409,6 +416,7 @@ def changed(stage, folder, change):
 
 def test_a_process_that_fails_has_the_last_word(bloom, tmp_path):
     stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["lacking"]))
+    note_checksums(stage.description, tmp_path / "source")
     last = assert_fails(states(stage, tmp_path), tmp_path)
     place = f"{tmp_path}/source: the checkpoint has no tensor for 'transformer.{LACKING}'"
     assert last in [f"vecsweep states: process {i} failed: {place}" for i in range(SHARDS)]
@@ -416,6 +424,7 @@ def test_a_process_that_fails_has_the_last_word(bloom, tmp_path):
 
 def test_no_slices_of_a_broken_checkpoint(bloom, tmp_path):
     stage = changed(bloom, tmp_path, lambda folder: change_tensors(folder, BROKEN["unused"]))
+    note_checksums(stage.description, tmp_path / "source")
     output = tmp_path / "results" / "slices"
     output.parent.mkdir()
     options = {"model": stage.description, "batch_tokens": 1, "shards": SHARDS, "output": output}

@@ -79,6 +79,7 @@ def convert_gguf(files: list[Path], target: Path) -> None:
         with no_init_weights():
             model = type(quantized)(config)
         model.load_state_dict(quantized.state_dict())
+        model.tie_weights()  # a tied head is saved once
         joined.unlink()
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
