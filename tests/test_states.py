@@ -173,6 +173,7 @@ def test_file(stage, kind):
     digest = file.metadata.pop("token_ids_sha256")
     assert digest == token_hash(rows) and len(digest) == 64
     file.metadata.pop("checksums")
+    assert set(json.loads(file.metadata.pop("dtypes")).values()) == {"torch.float32"}
     # What the proof measured when the model was loaded.
     for name in ("stream", "readout"):
         assert 0 <= float(file.metadata.pop(f"proof_{name}")) < 1e-5

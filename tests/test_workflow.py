@@ -1,6 +1,7 @@
 """Real Snakemake runs on tiny local models: what runs, what does not run again, what fails how."""
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -49,13 +50,15 @@ CONFIG = {
 
 
 def edited(*changes):
-    """CONFIG with (path of keys, value) pairs set."""
+    """CONFIG with (path of keys, value) pairs set; a `path` of None goes."""
     config = copy.deepcopy(CONFIG)
     for *path, last, value in changes:
         inner = config
         for key in path:
             inner = inner.setdefault(key, {})
         inner[last] = value
+        if value is None and last == "path":  # another source has none
+            del inner[last]
     return config
 
 
@@ -190,15 +193,16 @@ def leaves(schema, place=""):
             yield place + key
 
 
+HUB = {"source": "hub", "path": None, "id": "a/b", "revision": "0" * 40}
 # A new value for every key of the config; some need another key's change with them.
 CHANGES = {
-    "models.source": {"source": "hub", "id": "a/b", "revision": "0" * 40},
-    "models.files": ["a/b"],
+    "models.source": HUB,
+    "models.files": {"source": "package", "path": None, "files": ["a/b"], "sha256": "0" * 64},
     "models.path": "weights/other",
-    "models.id": "a/b",
-    "models.revision": "0" * 40,
+    "models.id": HUB,
+    "models.revision": HUB,
     "models.sha256": "0" * 64,
-    "models.layers": 4,
+    "models.layers": {"layers": 4, "path": "weights/other"},
     "models.dtype": "bfloat16",
     "models.batch_tokens": 64,
     "models.shards": 2,
@@ -267,6 +271,13 @@ def test_a_changed_key_reruns_the_stages_that_name_it(project, key):
     for old in ("towns", "verbs"):  # tasks/other.yaml says the same as tasks/towns.yaml
         tiny.write_task(project.folder / "other" / "tasks", old)
     shutil.copy(project.folder / "tasks" / "towns.yaml", project.folder / "tasks" / "other.yaml")
+    shutil.rmtree(project.folder / "weights" / "other", ignore_errors=True)
+    other = shutil.copytree(
+        project.folder / "weights" / "llama", project.folder / "weights" / "other"
+    )
+    described = json.loads((other / "config.json").read_text())
+    described["num_hidden_layers"] = value.get("layers", described["num_hidden_layers"])
+    (other / "config.json").write_text(json.dumps(described))
     config = edited(*(((section,) + place) and ((section, *place, k, v) for k, v in value.items())))
     outputs, every = pending(project, config)
     # The list of a task's own cells: what is new in the grid, or of the model or task alone.
@@ -551,7 +562,9 @@ def test_a_model_removed_leaves_the_summary_and_its_files_wait_for_prune(again):
     gone = {"par", "both", "three"}  # in no config now; tests above had some
     kept = {path: time for path, time in left.items() if gone.isdisjoint(model_of(again, path))}
     assert finished(again) == kept and len(kept) < len(left)
-    assert pending(again, config)[0] == {o for o in pending(again, config)[1] if "figures" in o}
+    assert pending(again, config)[0] == {
+        o for o in pending(again, config)[1] if "figures" in o or "index" in o
+    }
 
 
 def of_the_end(project, path):

@@ -419,7 +419,8 @@ def test_a_process_that_fails_has_the_last_word(bloom, tmp_path):
     note_checksums(stage.description, tmp_path / "source")
     last = assert_fails(states(stage, tmp_path), tmp_path)
     place = f"{tmp_path}/source: the checkpoint has no tensor for 'transformer.{LACKING}'"
-    assert last in [f"vecsweep states: process {i} failed: {place}" for i in range(SHARDS)]
+    cure = "fetch the model again"
+    assert last in [f"vecsweep states: process {i} failed: {place}; {cure}" for i in range(SHARDS)]
 
 
 def test_no_slices_of_a_broken_checkpoint(bloom, tmp_path):

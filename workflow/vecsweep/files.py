@@ -239,10 +239,10 @@ class Tensors:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             raise self._damaged(reason) from error
         notes = {key: note for key, note in self.metadata.items() if key != "checksums"}
-        self._dtypes = json.loads(notes.get("dtypes", "{}"))  # older files do not note them
         header = _header_checksum(notes, shapes)
         if self._checksums.pop("", header) != header or set(self._checksums) != set(shapes):
             raise self._damaged("checksum of the header differs")
+        self._dtypes = json.loads(notes.get("dtypes", "{}"))  # older files do not note them
 
     def __iter__(self):
         return iter(self._file.keys())
@@ -338,14 +338,20 @@ def check_tables(paths) -> None:
         print(f"{unchecked[0]}{others}: no checksum in it, so not checked", file=sys.stderr)
 
 
-def read_table(path, columns: list[str] | None = None):
-    """The pyarrow table in a Parquet file, or some columns; Problem if it is missing or damaged."""
+def read_table(path, columns: list[str] | None = None, filters: list[tuple] | None = None):
+    """The pyarrow table in a Parquet file; Problem if it is missing or damaged.
+
+    Of `columns` alone, and of the rows that pyarrow's `filters` let through.
+    """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     data, marked = _checked(path)
     if not marked:
         print(f"{path}: no checksum in it, so not checked", file=sys.stderr)
     try:
-        return _opened(data, path).read(columns)
+        source = pa.BufferReader(data)
+        options = {"columns": columns, "filters": filters, "page_checksum_verification": True}
+        return pq.read_table(source, **options)
     except (OSError, pa.ArrowException) as error:
         raise Problem(f"{path} is damaged ({error}); delete it and run again") from error

@@ -3,7 +3,6 @@
 The logger plugin `snakemake_logger_plugin_vecsweep` hands the events on.
 """
 
-import json
 import logging
 import os
 import re
@@ -11,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vecsweep import Problem
+from vecsweep.files import read_json
 from vecsweep.layout import STAGES
 from vecsweep.terminal import bar, console, duration, reasons, rough, tail
 
@@ -275,8 +276,8 @@ def place(stage: str) -> int:
 def group_sizes(noted: Path) -> list[tuple[re.Pattern, int]]:
     """(pattern of a rule's name, tasks of its job) for every job that takes several."""
     try:
-        groups = json.loads(noted.read_text())
-    except (OSError, ValueError):
+        groups = read_json(noted)
+    except Problem:
         return []
     found = []
     for model, by_stage in groups.items():
