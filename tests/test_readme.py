@@ -51,6 +51,7 @@ def walked(tmp_path_factory):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
     }
     command = ["snakemake", "--logger", "vecsweep", "--cores", "2", "--snakefile"]
     command += [REPO / "Snakefile", "--directory", folder, "--configfile", folder / "config.yaml"]
