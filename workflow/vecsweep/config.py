@@ -135,6 +135,11 @@ def _check_model(name, model):
             f"config, models > {name}: engine: {model['engine']} needs shards: 2 or more; write them, "
             "or engine: auto"
         )
+    if "quantized" in model and (model["shards"] > 1 or model["offload"]):
+        raise Problem(
+            f"config, models > {name}: quantized weights are not split or offloaded; write shards: 1, "
+            "or remove quantized"
+        )
     if model["engine"] == "single" and model["shards"] > 1:
         raise Problem(
             f"config, models > {name}: engine: single takes one process, not shards: "

@@ -126,7 +126,17 @@ ROWS = (
         },
         keys=tuple(
             f"models.{key}"
-            for key in ("source", "files", "path", "id", "revision", "sha256", "layers", "dtype")
+            for key in (
+                "source",
+                "files",
+                "path",
+                "id",
+                "revision",
+                "sha256",
+                "layers",
+                "dtype",
+                "quantized",
+            )
         ),
         memory=(3000, 2500, 64_000),  # GGUF files are unpacked in memory, others only pointed to
         minutes=(30, 5, 720),

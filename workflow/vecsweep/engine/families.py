@@ -177,7 +177,9 @@ def output_weight(module: Any) -> torch.Tensor:
     """The weight of a linear layer as [in, out], which is how a Conv1D keeps it."""
     from transformers.pytorch_utils import Conv1D
 
-    weight = module.weight.detach()
+    from vecsweep.engine.quantized import plain
+
+    weight = plain(module.weight).detach()
     return weight if isinstance(module, Conv1D) else weight.T
 
 

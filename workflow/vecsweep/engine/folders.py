@@ -24,7 +24,7 @@ NOT_CAUSAL = (
 )
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 # One model in two of these is a comparison, not a slip.
-TELL_APART = ("dtype", "shards", "engine", "offload")
+TELL_APART = ("dtype", "quantized", "shards", "engine", "offload")
 AGAIN = "fetch the model again"
 
 
@@ -40,7 +40,7 @@ def check_all(models: dict[str, dict], waiting: list[str]) -> None:
     names = list(models)
     for k, name in enumerate(names):
         for other in names[:k]:
-            if any(models[name][key] != models[other][key] for key in TELL_APART):
+            if any(models[name].get(key) != models[other].get(key) for key in TELL_APART):
                 continue
             if what := _shared(models[other], models[name], name in waiting or other in waiting):
                 raise Problem(

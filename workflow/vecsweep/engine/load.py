@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from vecsweep import Problem
-from vecsweep.engine import checkpoint, products, sharded, slices
+from vecsweep.engine import checkpoint, products, quantized, sharded, slices
 from vecsweep.engine.families import Family, family_of, is_parallel, module_at, size_in
 from vecsweep.engine.sources import check_weights, weights_folder
 from vecsweep.files import read_json
@@ -109,8 +109,10 @@ def load(
     print(f"engine: {sharding}, shards: {shards}", file=sys.stderr)
     try:
         if sharding == "single":
-            model = _load_single(folder, dtype)
+            model = load_single(folder, dtype)
             model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+            if kind := description.get("quantized"):
+                quantized.quantize(model, kind, description["model"])
         else:
             sharded.start()
             weights = (
@@ -137,7 +139,7 @@ def load(
     return loaded
 
 
-def _load_single(folder: Path, dtype: torch.dtype) -> Any:
+def load_single(folder: Path, dtype: torch.dtype) -> Any:
     """The causal LM of a folder, in one process; Problem unless files and model fit each other.
 
     `transformers` itself only warns, and leaves random numbers where a tensor is missing.

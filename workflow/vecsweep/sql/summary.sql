@@ -1,8 +1,12 @@
 -- The tables of summary.duckdb. $name stands for an explicit list of Parquet files.
 CREATE TABLE models AS
-SELECT model, family, layers, d_model, vocabulary, parameters, parallel_blocks, dtype, source,
-       revision::VARCHAR AS revision, sha256::VARCHAR AS sha256
-FROM read_json($models);
+SELECT *
+FROM read_json($models, columns = {
+    model: 'VARCHAR', family: 'VARCHAR', layers: 'BIGINT', d_model: 'BIGINT', vocabulary: 'BIGINT',
+    parameters: 'BIGINT', parallel_blocks: 'BOOLEAN', dtype: 'VARCHAR', quantized: 'VARCHAR',
+    same_top: 'DOUBLE', divergence: 'DOUBLE', source: 'VARCHAR', revision: 'VARCHAR',
+    sha256: 'VARCHAR'
+});
 
 CREATE TABLE prompts AS
 SELECT p.model, p.task, p.prompt_set, prompt_id, "group", template, out_of_domain, argument,

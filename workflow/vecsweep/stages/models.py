@@ -6,6 +6,7 @@ LM head) and `vocabulary.parquet` (each token's text), so that decoding a state 
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from vecsweep import Problem, tables
-from vecsweep.engine import folders, sources
+from vecsweep.engine import folders, quantized, sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
 from vecsweep.engine.families import FAMILIES, family_of, is_parallel, module_at
 from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
+
+# Asked with whole and with rounded weights.
+PROBES = (
+    "Poland", "China", "Japan", "Cuba", "Peru", "Kenya", "Norway", "Ghana", "Egypt", "Chile",
+    "Italy", "Spain", "Greece", "Turkey", "Iran", "Iraq", "Thailand", "Vietnam", "Canada", "Brazil",
+    "Austria", "Hungary", "Sweden", "Finland", "Portugal", "Ireland", "Morocco", "Nepal", "Qatar",
+    "Russia", "Ukraine", "Colombia",
+)  # fmt: skip
 
 
 def run(args):
@@ -41,6 +50,7 @@ def run(args):
     description["weights"] = os.path.relpath(folder.resolve(), beside)
     if config["source"] == "hub":
         description["weights"] = str(folder)
+    description |= rounding(name, config, folder, tokenizer)
     tensors, notes = readout_parts(name, skeleton, folder)
     description["weights_crc32"] = sources.checksums(folder)
     write_tensors(tensors, args.readout, notes)
@@ -49,6 +59,23 @@ def run(args):
         plain(name, tokenizer).save(str(temporary))
     description["tokenizer_crc32"] = file_crc32(args.tokenizer)
     write_json(description, args.description)
+
+
+def rounding(name: str, config: dict, folder: Path, tokenizer: Any) -> dict:
+    """What `quantized` costs, on one-shot questions for capitals; nothing without that key."""
+    if "quantized" not in config:
+        return {}
+    asked = "The capital of France is Paris. The capital of {} is"
+    prompts = [tokenizer(asked.format(country))["input_ids"] for country in PROBES]
+    dtype = getattr(torch, config["dtype"])
+    found = quantized.cost(folder, dtype, config["quantized"], name, prompts)
+    print(
+        f"{found['quantized']}: {found['quantized_share']:.0%} of the blocks' weights; "
+        f"{found['same_top']:.0%} of {len(prompts)} answers stay, divergence "
+        f"{found['divergence']:.3f} nats",
+        file=sys.stderr,
+    )
+    return found
 
 
 def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str | None]:
