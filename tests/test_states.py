@@ -23,8 +23,18 @@ ATTENTION = {
     "gpt_neox": "attention",
     "bloom": "self_attention",
     "gemma3_text": "post_attention_layernorm",
+    "gemma2": "post_attention_layernorm",
+    "olmo2": "post_attention_layernorm",
+    "olmo3": "post_attention_layernorm",
+    "glm4": "post_self_attn_layernorm",
+    "falcon": "self_attention",
+    "mpt": "attn",
 }
-BLOCKS = {"gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
+BLOCKS = {
+    "gpt_neox": "gpt_neox.layers",
+    "opt": "model.decoder.layers",
+    "mpt": "transformer.blocks",
+}
 
 
 @torch.inference_mode()
@@ -55,6 +65,7 @@ def plain_states(model, ids, parallel):
     states = {}
     for layer in range(len(blocks)):
         update = seen[layer][0] if isinstance(seen[layer], tuple) else seen[layer]
+        update = update * getattr(model.config, "residual_multiplier", 1)  # Granite
         before, after = stream[layer], stream[layer + 1]
         middle = update if family == "bloom" else before + update  # BLOOM adds inside attention
         parts = {"resid_pre": before, "ffn_out": after - middle, "resid_post": after}
@@ -175,7 +186,7 @@ def test_file(stage, kind):
     file.metadata.pop("checksums")
     assert set(json.loads(file.metadata.pop("dtypes")).values()) == {"torch.float32"}
     # What the proof measured when the model was loaded.
-    for name in ("stream", "readout"):
+    for name in ("stream", "readout", "runs"):
         assert 0 <= float(file.metadata.pop(f"proof_{name}")) < 1e-5
     assert file.metadata == provenance() | {
         "model": kind,

@@ -103,7 +103,8 @@ _GEMMA = _GROUPED | {
     ],
 }
 
-# Every listed family, and NeoX with sequential blocks too: (model type, its config).
+# Families that all exactness tests run on, and NeoX with sequential blocks too: (model type, its
+# config).
 CONFIGS = {
     "gpt2": ("gpt2", _GPT2),
     "gptj": ("gptj", _GPT2 | {"rotary_dim": 4}),
@@ -117,8 +118,99 @@ CONFIGS = {
     "qwen3": ("qwen3", _GROUPED | {"head_dim": 8}),
     "gemma3_text": ("gemma3_text", _GEMMA),
 }
-# Not listed in families.py: the first three fit a row by name and obey its identities, mixtral does
-# but for `down`; the next two only fit by name; the last two fit no row.
+_PADDED = _GROUPED | {"pad_token_id": 0}
+_EXPERTS = _PADDED | {"num_experts_per_tok": 2, "num_local_experts": 4}
+_SLIDING = ["sliding_attention", "sliding_attention", "full_attention"]
+# Listed too, but alike enough to have one test each (tests/test_families.py). Special token ids
+# that a family has by default may lie outside the tiny vocabulary.
+ALIKE = {
+    "gemma2": (
+        "gemma2",
+        _GEMMA | {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 5.0},
+    ),
+    "phi3": ("phi3", _PADDED),
+    "phi3-long": (
+        "phi3",
+        _PADDED
+        | {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [2.0, 5.0, 9.0, 20.0],
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "smollm3": ("smollm3", _PADDED | {"no_rope_layers": [1, 0, 1]}),
+    "nemotron": ("nemotron", _GROUPED | {"pad_token_id": 0, "head_dim": 8}),
+    "stablelm": ("stablelm", _GROUPED | {"use_parallel_residual": False}),
+    "stablelm-parallel": (
+        "stablelm",
+        _GROUPED | {"use_parallel_residual": True, "qk_layernorm": True},
+    ),
+    "granite": (
+        "granite",
+        _PADDED
+        | {
+            "residual_multiplier": 0.3,
+            "embedding_multiplier": 6.0,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "cohere": ("cohere", _PADDED | {"logit_scale": 0.3, "use_qk_norm": True}),
+    "olmo2": ("olmo2", _PADDED),
+    "olmo3": ("olmo3", _PADDED | {"sliding_window": 5, "layer_types": _SLIDING}),
+    "glm4": ("glm4", _PADDED | {"head_dim": 8}),
+    "falcon": ("falcon", _COMMON | {"multi_query": True}),
+    "falcon-two-norms": (
+        "falcon",
+        _COMMON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon-sequential": (
+        "falcon",
+        _COMMON | {"parallel_attn": False, "multi_query": False, "alibi": True, "bias": True},
+    ),
+    "mpt": (
+        "mpt",
+        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 256},
+    ),
+    "mixtral": ("mixtral", _EXPERTS),
+    "qwen3_moe": (
+        "qwen3_moe",
+        _PADDED
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "head_dim": 8,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "olmoe": ("olmoe", _PADDED | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "gpt_oss",
+        _EXPERTS | {"head_dim": 8, "sliding_window": 5, "layer_types": _SLIDING},
+    ),
+    "llama4_text": (
+        "llama4_text",
+        _EXPERTS
+        | {
+            "num_hidden_layers": 4,
+            "num_experts_per_tok": 1,
+            "head_dim": 8,
+            "intermediate_size_mlp": 40,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 5,
+            "no_rope_layers": [1, 1, 0, 1],
+            "floor_scale": 4,
+        },
+    ),
+}
+# Not listed in families.py: the first four fit a row by name and obey its identities, the next two
+# only fit by name, the last fits no row.
 UNLISTED = {
     "gpt_neo": (
         "gpt_neo",
@@ -131,35 +223,34 @@ UNLISTED = {
             "max_position_embeddings": 256,
         },
     ),
-    "phi3": ("phi3", _GROUPED | {"pad_token_id": 0}),
+    "arcee": ("arcee", _GROUPED),
     "codegen": ("codegen", _GPT2 | {"rotary_dim": 4}),
-    "mixtral": ("mixtral", _GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 2}),
-    "olmo2": ("olmo2", _GROUPED | {"pad_token_id": 0}),
-    "granite": ("granite", _GROUPED | {"residual_multiplier": 0.5, "pad_token_id": 0}),
-    "cohere": ("cohere", _GROUPED | {"pad_token_id": 0}),
-    "falcon": (
-        "falcon",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-        },
+    "qwen2_moe": (
+        "qwen2_moe",
+        _GROUPED
+        | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        | {"shared_expert_intermediate_size": 40},
     ),
+    "exaone4": ("exaone4", _PADDED),
+    "granite_swa": ("granite_swa", _PADDED | {"residual_multiplier": 0.5}),
+    "phi": ("phi", _COMMON),
 }
+_ALL = CONFIGS | ALIKE | UNLISTED
 KINDS = list(CONFIGS)
 
 
 def layers_of(kind):
-    config = (CONFIGS | UNLISTED)[kind][1]
+    config = _ALL[kind][1]
     return next(
-        config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config
+        config[key]
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        if key in config
     )
 
 
 def model(kind, seed=0):
     """A random fp32 model; its scale keeps attention, FFN and norms all felt."""
-    model_type, settings = (CONFIGS | UNLISTED)[kind]
+    model_type, settings = _ALL[kind]
     special = {"bos_token_id": 0, "eos_token_id": 1}
     config = transformers.AutoConfig.for_model(model_type, **(special | settings))
     made = transformers.AutoModelForCausalLM.from_config(config).float().eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -73,7 +74,8 @@ class Checkpoint:
 
     `checkpoint["transformer.ln_f.weight"]` reads one tensor in the file's own dtype. `skeleton` is
     the model without its weights. Files saved from the bare decoder lack its prefix
-    ("ln_f.weight"), so a name is tried both ways; of tied parameters either name will do.
+    ("ln_f.weight"), so a name is tried both ways; of tied parameters either name will do. What a
+    file has in parts (experts one by one) goes by the parameter's name: see `flat`.
     """
 
     def __init__(self, folder: Path, skeleton: PreTrainedModel):
@@ -85,6 +87,7 @@ class Checkpoint:
             head, embedding = f"{self.family.head}.weight", f"{self.family.embedding}.weight"
             self._twins = {head: embedding, embedding: head}
         self._open: dict[str, safe_open] = {}
+        self._parts: dict[str, list[list[str]]] = {}  # name -> keys of each expert
         self.file_of = _index(self.folder) or {
             key: path.name
             for path in sorted(self.folder.glob("*.safetensors"))
@@ -94,6 +97,11 @@ class Checkpoint:
     def key_of(self, name: str) -> str | None:
         """The checkpoint's key for a parameter name, None if it has none."""
         names = [name]
+        for end, keys in self.family.in_files:
+            if name.endswith(end) and "{}" not in keys[0]:
+                names.append(name.removesuffix(end) + keys[0])
+            elif name.endswith(end):
+                return self._gather(name, name.removesuffix(end), keys)
         if self.family.head_in_files:
             names.append(name.replace(f"{self.family.head}.", f"{self.family.head_in_files}."))
         names += [self._twins[name]] if name in self._twins else []
@@ -102,6 +110,18 @@ class Checkpoint:
                 if candidate in self.file_of:
                     return candidate
         return None
+
+    def _gather(self, name: str, front: str, ends: tuple[str, ...]) -> str | None:
+        """Note which keys, expert by expert, are a parameter; its name, None if one is missing."""
+        if name not in self._parts:
+            numbered = ([f"{front}{end.format(n)}" for end in ends] for n in itertools.count())
+            some = itertools.takewhile(lambda keys: any(k in self.file_of for k in keys), numbered)
+            experts = list(some)
+            if not experts or any(key not in self.file_of for keys in experts for key in keys):
+                return None
+            self._parts[name] = experts
+            self.file_of[name] = self.file_of[experts[0][0]]
+        return name
 
     def __getitem__(self, name: str) -> torch.Tensor:
         key = self._found(name)
@@ -119,7 +139,8 @@ class Checkpoint:
                 missing.append(name)
                 continue
             used.add(key)
-            has = tuple(self._part(key).get_shape())
+            used.update(part for keys in self._parts.get(key, []) for part in keys)
+            has = self._shape(key)
             if has != needs:
                 shapes[key] = has, needs
         unused = [k for k in self.file_of if k not in used and not unneeded(self.family, k)]
@@ -153,7 +174,20 @@ class Checkpoint:
         return part[rows] if cut[0] == 0 else part[:, rows]
 
     def flat(self, key: str, start: int, stop: int) -> torch.Tensor:
-        """Elements start..stop of a flattened tensor, read without the rest; none past its end."""
+        """Elements start..stop of a flattened tensor, read without the rest; none past its end.
+
+        Of experts, each expert's matrices stand one after another.
+        """
+        if key in self._parts:
+            import torch
+
+            found, before = [], 0
+            for piece in itertools.chain(*self._parts[key]):
+                size = math.prod(self._shape(piece))
+                if start < before + size and before < stop:
+                    found.append(self.flat(piece, max(0, start - before), min(size, stop - before)))
+                before += size
+            return torch.cat(found) if found else torch.empty(0)
         part = self._part(key)
         row = math.prod(part.get_shape()[1:])
         first, last = start // row, -(-stop // row)
@@ -166,6 +200,14 @@ class Checkpoint:
         if key is None:
             raise Problem(f"{self.folder}: the checkpoint has no tensor for '{name}'")
         return key
+
+    def _shape(self, key: str) -> Shape:
+        if key not in self._parts:
+            return tuple(self._part(key).get_shape())
+        experts = self._parts[key]
+        shapes = {self._shape(piece) for keys in experts for piece in keys}
+        rows, *rest = min(shapes)
+        return len(experts), len(experts[0]) * rows if len(shapes) == 1 else 0, *rest
 
     def _part(self, key: str) -> Any:
         return self._handle(self.file_of[key]).get_slice(key)

@@ -102,7 +102,8 @@ def decode(
     `targets` is a list of token-id tensors [n, k], padded with -1: several right tokens count as
     one target, by the one with the largest logit. Rank is the number of tokens with a larger
     logit (paper section 2), the logits being exact products of the normed states and the weight.
-    Probabilities are within 1e-3 of themselves. No logits are kept and nothing is sorted.
+    Probabilities are within 1e-3 of themselves, and of what a soft cap leaves of the logits; it
+    changes no rank. No logits are kept and nothing is sorted.
     `among` [T] are tokens whose natural log probability is wanted in every state. Each `unit` of
     states in a row has the same numbers to the last bit, whatever is decoded beside it.
     """
@@ -131,15 +132,15 @@ def decode(
         once = Pass(readout, normed[again], tokens[again].numpy(), 1, sizes, False).run()
         found.log_sum[again] = once.log_sum
     log_sum = torch.from_numpy(found.log_sum)
-    best = torch.from_numpy(found.best)
-    top = torch.from_numpy(found.top)
+    best = torch.from_numpy(readout.capped(found.best))
+    top = torch.from_numpy(readout.capped(found.top))
     return Decoded(
         torch.from_numpy(found.token),
         torch.from_numpy(found.above),
         (best - log_sum[:, None]).exp().float(),
         torch.from_numpy(found.top_token[:, :top_k]).clamp(min=0),
         (top[:, :top_k] - log_sum[:, None]).exp().float(),
-        (logits_among(readout, normed, among) - log_sum[:, None]).float(),
+        (readout.capped(logits_among(readout, normed, among)) - log_sum[:, None]).float(),
     )
 
 
@@ -167,9 +168,10 @@ def on_device(readout, states, targets, top_k, among) -> Decoded:
     for start in range(0, len(readout.weight), DEVICE_CHUNK):
         logits = readout.logits(normed, start, start + DEVICE_CHUNK)
         peak = logits.amax(-1)
+        most = readout.capped(peak)
         # Below -80 exp makes denormal numbers, which are slow and do not count beside the peak's 1.
-        shifted = (logits - peak[:, None]).clamp_(min=-80)
-        log_sum = torch.logaddexp(log_sum, shifted.exp_().sum(-1).log_() + peak)
+        shifted = (readout.capped(logits) - most[:, None]).clamp_(min=-80)
+        log_sum = torch.logaddexp(log_sum, shifted.exp_().sum(-1).log_() + most)
         # Most chunks hold no new top token for most rows.
         new = (peak > top[:, -1]).nonzero().squeeze(-1)
         if len(new):
@@ -186,9 +188,9 @@ def on_device(readout, states, targets, top_k, among) -> Decoded:
             )
             logits[inside, token[inside, k] - start] = best[inside, k]
             rank[:, k] += (logits > best[:, k, None]).sum(-1)
-    probability = (best - log_sum[:, None]).exp()
-    top_probability = (top - log_sum[:, None]).exp()
-    chosen = logits_among(readout, normed, among) - log_sum[:, None]
+    probability = (readout.capped(best) - log_sum[:, None]).exp()
+    top_probability = (readout.capped(top) - log_sum[:, None]).exp()
+    chosen = readout.capped(logits_among(readout, normed, among)) - log_sum[:, None]
     return Decoded(token, rank, probability, top_token, top_probability, chosen)
 
 
@@ -254,9 +256,9 @@ class Pass:
         most = self.peak.max(0).astype(np.float64)
         total = (self.total * np.exp(self.peak - most)).sum(0)
         # The largest count most, and are known better than they were summed.
-        known = np.isfinite(self.top)
-        better = np.exp(np.where(known, self.top, 0) - most[:, None])
-        summed = np.exp(np.where(known, self.top_approximate, 0) - most[:, None])
+        known, capped = np.isfinite(self.top), self.readout.capped
+        better = np.exp(capped(np.where(known, self.top, 0)) - most[:, None])
+        summed = np.exp(capped(np.where(known, self.top_approximate, 0)) - most[:, None])
         total += ((better - summed) * known).sum(1)
         self.log_sum = np.log(total) + most
         return self
@@ -269,9 +271,10 @@ class Pass:
         """
         if not self.split:
             return np.empty(0, int)
-        shares = np.exp(self.top - self.log_sum[:, None])
+        capped = self.readout.capped
+        shares = np.exp(capped(self.top) - self.log_sum[:, None])
         mass = shares.sum(1)
-        errors = np.where(shares > 0, self.top - self.top_approximate, 0)
+        errors = np.where(shares > 0, capped(self.top) - capped(self.top_approximate), 0)
         typical = np.sqrt((shares * errors**2).sum(1) / mass)
         return np.flatnonzero((mass > 0.05) & ((1 - mass) * typical > 5e-4))
 
@@ -286,6 +289,7 @@ class Pass:
         )
         norms = self.readout.norms
         nothing = np.empty((ROWS, 0), np.uint16)
+        cap = np.float32(self.readout.cap or 0)
         for chunk in chunks:
             start = self.starts[chunk]
             cut = slice(start, start + CHUNK)
@@ -303,7 +307,7 @@ class Pass:
                 if self.readout.bias is not None:
                     high += self.readout.bias[cut]
                 fused.pass_over(
-                    *(low, high.numpy(), start, part.numpy(), bias, some_norms),
+                    *(low, high.numpy(), start, part.numpy(), bias, some_norms, cap),
                     *(self.states[place].numpy(), block.bounds.numpy()),
                     *(self.best[place], self.token[place]),
                     *(self.peak[chunk, place], self.total[chunk, place], above[place]),

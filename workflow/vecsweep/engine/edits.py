@@ -23,7 +23,9 @@ from vecsweep.engine.forward import (
     first,
     hooks,
     run_decoder,
+    rotary_switch,
     shared_prefix,
+    added,
 )
 from vecsweep.engine.load import Engine
 
@@ -82,6 +84,8 @@ def applied(
             some = rows[begin * prompts : (begin + edit.variants) * prompts]
             some = some[:, -1:] if edit.position == "last" else some
             vector = edit.vectors[key[1]].to(rows).repeat_interleave(prompts, 0)[:, None]
+            if key[0] != "block" and engine.update_scale != 1:
+                vector = vector / engine.update_scale  # the block multiplies by it again
             if edit.mode == "replace":
                 some.copy_(vector)
             else:
@@ -114,16 +118,20 @@ def applied(
             rows = rows_of(x, layer)[chosen]
             return rows.flatten(0, 1) if x.dim() == 2 else rows
 
-        def whole(x, *args):
+        def whole(*args, **named):
+            x = args[0] if args else named.pop("hidden_states")
             if kept:
-                some = own(x if inner else narrowed(x), *args)
+                some = own(x if inner else narrowed(x), *args[1:], **named)
+                pair, some = isinstance(some, tuple), first(some)
                 parts = some.view(len(chosen), -1, some.shape[-1])
                 rows = parts.new_empty(running * prompts, *parts.shape[1:])
                 rows[chosen] = parts
             else:  # the bypassed and the replaced module hand on a tensor of the right shape
                 some, rows = x, rows_of(torch.empty_like(x), layer)
+                pair = layer in engine.pairs
             change(key, rows)
-            return rows.flatten(0, 1) if some.dim() == 2 else rows
+            rows = rows.flatten(0, 1) if some.dim() == 2 else rows
+            return (rows, None) if pair else rows  # what else it gives no block uses
 
         patch(module, whole)
         if inner:
@@ -207,7 +215,17 @@ def _recorded(engine: Engine) -> Iterator[list[Call]]:
     def record(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         calls.append((args, kwargs))
 
-    with hooks([b.register_forward_pre_hook(record, with_kwargs=True) for b in engine.blocks]):
+    def note(layer: int) -> Callable:
+        def see(module, args, output):
+            if isinstance(output, tuple):
+                engine.pairs.add(layer)
+
+        return see
+
+    handles = [b.register_forward_pre_hook(record, with_kwargs=True) for b in engine.blocks]
+    for layer in range(len(engine.blocks)):
+        handles.append(engine.part(layer, "ffn").register_forward_hook(note(layer)))
+    with hooks(handles):
         yield calls
 
 
@@ -220,7 +238,7 @@ def _given(engine: Engine, wanted: bool) -> Iterator[dict[tuple[Sublayer, int], 
         for sublayer in SUBLAYERS:
 
             def keep(module, args, output, key=(sublayer, layer)):
-                whole = first(output)
+                whole = first(output) if key[0] == "block" else added(engine, output)
                 outputs[key] = whole.view(engine.shape[0], -1, whole.shape[-1])[:, -1].clone()
 
             handles.append(engine.part(layer, sublayer).register_forward_hook(keep))
@@ -234,9 +252,11 @@ def clean_runs(
 ) -> Iterator[CleanRun]:
     """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens.
 
-    With `last_only` they serve edits of the last token alone, which then run no other one again.
+    With `last_only` they serve edits of the last token alone, which then run no other one again
+    (but where the last token changes the rotary factors of all).
     """
-    prefix = shared_prefix(prompts)
+    switch = rotary_switch(engine)
+    prefix = shared_prefix(prompts, switch)
     prefix_calls = cache = None
     if prefix < SHORTEST_PREFIX:
         prefix = 0
@@ -251,19 +271,20 @@ def clean_runs(
         past, start, tokens = copy.deepcopy(cache), prefix, ids.shape[1]
         if past is not None:
             past.batch_repeat_interleave(len(rows))
-        if last_only and ids.shape[1] > 1:
+        last_alone = last_only and prefix + tokens - 1 != switch
+        if last_alone and ids.shape[1] > 1:
             before, ids = ids[:, :-1], ids[:, -1:]
             past = run_decoder(engine, before, past, start, use_cache=True).past_key_values
             start += before.shape[1]
-        earlier = copy.deepcopy(past) if last_only else None  # the run adds the last token to it
+        earlier = copy.deepcopy(past) if last_alone else None  # the run adds the last token to it
         output: list[torch.Tensor] = []
         keep = engine.blocks[-1].register_forward_hook(
             lambda module, args, out, output=output: output.append(first(out)[:, -1])
         )
         with _recorded(engine) as calls, hooks([keep]), _given(engine, last_only) as outputs:
             run_decoder(engine, ids, past, start)
-        again = None if last_only else prefix_calls
-        yield CleanRun(rows, tokens, output[0], calls, again, last_only, earlier, outputs)
+        again = None if last_alone else prefix_calls
+        yield CleanRun(rows, tokens, output[0], calls, again, last_alone, earlier, outputs)
 
 
 def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
@@ -339,10 +360,11 @@ def _run_blocks(
         if joined:  # they begin with what the block was given in the clean run
             new = widened(recorded, joined)
             hidden = new if hidden is None else torch.cat([hidden, new])
+        family = engine.family
         named = {
-            name: widened(
-                value, running, prompts * heads if name in engine.family.per_head else prompts
-            )
+            name: value
+            if name in family.shared
+            else widened(value, running, prompts * heads if name in family.per_head else prompts)
             for name, value in named.items()
         }
         given = [widened(value, running) for value in given]

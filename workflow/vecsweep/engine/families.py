@@ -33,10 +33,18 @@ class Family:
       AutoTP cannot split this family.
 
     Not modules:
-    - `parallel_flag`: the config attribute that says whether blocks are parallel.
+    - `parallel_flags`: the config attributes of which any says that blocks are parallel.
+    - `update_scale`: the config attribute by which blocks multiply what attention and FFN give
+      before they add it.
     - `per_head`: a block's arguments that have a row for each prompt and head, not each prompt.
+    - `shared`: a block's arguments that all prompts share, whatever their shape.
     - `norm_offset`: what the final norm adds to its weight.
+    - `norm_centres`: whether it takes the mean off, though it is no torch.nn.LayerNorm.
+    - `times`, `divided_by`: the config attributes by which logits are multiplied or divided.
+    - `cap`: the config attribute c of a soft cap, which makes c * tanh(logit / c) of a logit.
     - `head_in_files`: what checkpoints call `head`, if not so.
+    - `in_files`: (end of a parameter's name, ends of the keys that a checkpoint has instead): with
+      {} for an expert's number they stand in it one after another, expert by expert.
     - `no_parameters`: how keys end that old checkpoints have and no model needs: attention masks
       and rotary tables.
     """
@@ -53,10 +61,17 @@ class Family:
     ffn_scaled: bool = False
     summed: tuple[str, ...] = ()
     head: str = "lm_head"
-    parallel_flag: str | None = None
+    parallel_flags: tuple[str, ...] = ()
+    update_scale: str | None = None
     per_head: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     norm_offset: float = 0.0
+    norm_centres: bool = False
+    times: str | None = None
+    divided_by: str | None = None
+    cap: str | None = None
     head_in_files: str | None = None
+    in_files: tuple[tuple[str, tuple[str, ...]], ...] = ()
     no_parameters: tuple[str, ...] = ()
 
 
@@ -71,6 +86,37 @@ _LLAMA = Family(
     down="mlp.down_proj",
     summed=("self_attn.o_proj", "mlp.down_proj"),
     no_parameters=(".rotary_emb.inv_freq",),
+)
+_WHOLE = replace(_LLAMA, summed=())  # fused or normed where AutoTP would cut
+_POST_NORM = replace(
+    _WHOLE,
+    attention="post_attention_layernorm",
+    ffn="post_feedforward_layernorm",
+    ffn_norm="mlp",  # no norm reads the mid-block state: the FFN itself does
+    bypass="mlp",
+    ffn_scaled=True,
+)
+_GEMMA = replace(
+    _LLAMA,
+    attention="post_attention_layernorm",
+    ffn="post_feedforward_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    bypass="mlp",
+    ffn_scaled=True,
+    norm_offset=1.0,  # its RMSNorm scales by 1 + weight
+    cap="final_logit_softcapping",
+)
+# The experts have no one matrix from neurons to the stream.
+_EXPERTS = replace(
+    _WHOLE,
+    down=None,
+    in_files=(
+        (
+            "mlp.experts.gate_up_proj",
+            ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"),
+        ),
+        ("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
+    ),
 )
 
 FAMILIES = {
@@ -108,7 +154,7 @@ FAMILIES = {
         ffn_norm="post_attention_layernorm",
         down="mlp.dense_4h_to_h",
         summed=("attention.dense", "mlp.dense_4h_to_h"),
-        parallel_flag="use_parallel_residual",
+        parallel_flags=("use_parallel_residual",),
         head_in_files="embed_out",
         no_parameters=(".attention.bias", ".masked_bias", ".rotary_emb.inv_freq"),
     ),
@@ -142,15 +188,63 @@ FAMILIES = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gemma3_text": replace(
-        _LLAMA,
-        attention="post_attention_layernorm",
-        ffn="post_feedforward_layernorm",
-        ffn_norm="pre_feedforward_layernorm",
-        bypass="mlp",
-        ffn_scaled=True,
-        norm_offset=1.0,  # its RMSNorm scales by 1 + weight
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi3": _WHOLE,
+    "smollm3": _WHOLE,
+    "nemotron": replace(_WHOLE, norm_offset=1.0),
+    "stablelm": replace(_WHOLE, parallel_flags=("use_parallel_residual",)),
+    "granite": replace(_WHOLE, update_scale="residual_multiplier", divided_by="logits_scaling"),
+    "cohere": replace(_WHOLE, ffn_norm=None, norm_centres=True, times="logit_scale"),
+    "olmo2": _POST_NORM,
+    "olmo3": _POST_NORM,
+    "glm4": replace(
+        _POST_NORM,
+        attention="post_self_attn_layernorm",
+        ffn="post_mlp_layernorm",
+        ffn_norm="post_attention_layernorm",
     ),
+    "falcon": Family(
+        decoder="transformer",
+        blocks="transformer.h",
+        final_norm="transformer.ln_f",
+        embedding="transformer.word_embeddings",
+        attention="self_attention",
+        ffn="mlp",
+        ffn_norm="post_attention_layernorm",
+        down="mlp.dense_4h_to_h",
+        parallel_flags=("parallel_attn", "new_decoder_architecture"),
+    ),
+    "mpt": Family(
+        decoder="transformer",
+        blocks="transformer.blocks",
+        final_norm="transformer.norm_f",
+        embedding="transformer.wte",
+        attention="attn",
+        ffn="ffn.down_proj",  # the output of `ffn` already includes the residual
+        ffn_norm="norm_2",
+        bypass="ffn.up_proj",
+        down="ffn.down_proj",
+        shared=("position_bias",),
+    ),
+    "mixtral": replace(
+        _EXPERTS,
+        in_files=(
+            ("mlp.gate.weight", ("block_sparse_moe.gate.weight",)),
+            (
+                "mlp.experts.gate_up_proj",
+                (
+                    "block_sparse_moe.experts.{}.w1.weight",
+                    "block_sparse_moe.experts.{}.w3.weight",
+                ),
+            ),
+            ("mlp.experts.down_proj", ("block_sparse_moe.experts.{}.w2.weight",)),
+        ),
+    ),
+    "qwen3_moe": _EXPERTS,
+    "olmoe": _EXPERTS,
+    "gpt_oss": replace(_EXPERTS, in_files=()),
+    "llama4_text": replace(_EXPERTS, ffn="feed_forward", in_files=()),
 }
 
 # Sizes that a config.json may call by another name; several families do, in several ways.
@@ -187,7 +281,23 @@ def is_parallel(family: Family, config: PretrainedConfig) -> bool:
     """Whether attention and FFN read the same input in this model's blocks."""
     if family.ffn_norm is None:
         return True
-    return bool(family.parallel_flag and getattr(config, family.parallel_flag))
+    return any(getattr(config, flag) for flag in family.parallel_flags)
+
+
+def update_scale(family: Family, config: PretrainedConfig) -> float:
+    """What this model's blocks multiply the outputs of attention and FFN by before adding them."""
+    return float(getattr(config, family.update_scale)) if family.update_scale else 1.0
+
+
+def logit_scale(family: Family, config: PretrainedConfig) -> float:
+    """What this model multiplies the LM head's output by."""
+    times = getattr(config, family.times) if family.times else 1.0
+    return times / (getattr(config, family.divided_by) if family.divided_by else 1.0)
+
+
+def logit_cap(family: Family, config: PretrainedConfig) -> float | None:
+    """The c of this model's soft cap c * tanh(logit / c); None if it has none."""
+    return getattr(config, family.cap) if family.cap else None
 
 
 def tensor_parallel(model_type: str) -> bool:
@@ -199,7 +309,7 @@ def family_of(model: PreTrainedModel) -> Family:
     """The row for a `transformers` causal LM, by model type, else the first whose names all fit.
 
     An unlisted family that fits by name is only trusted after `proof.prove`. It borrows the row,
-    without `summed`, and without `down` if it has all the rest (a mixture of experts).
+    without `summed` and `in_files`, and without `down` if it has all the rest (a mixture of experts).
     """
     model_type = model.config.model_type
     if model_type in FAMILIES:
@@ -208,9 +318,9 @@ def family_of(model: PreTrainedModel) -> Family:
     for name, family in FAMILIES.items():
         lacks[name] = _lacks(family, model)
         if not lacks[name]:
-            return replace(family, summed=())
+            return replace(family, summed=(), in_files=())
     for family in FAMILIES.values():
-        family = replace(family, summed=(), down=None, ffn_scaled=False)
+        family = replace(family, summed=(), in_files=(), down=None, ffn_scaled=False)
         if not _lacks(family, model):
             return family
     nearest = min(lacks, key=lambda name: len(lacks[name]))
@@ -237,8 +347,9 @@ def _lacks(family: Family, model: PreTrainedModel) -> list[str]:
     needs(model, family.final_norm, "weight")
     needs(model, family.embedding, "embedding_dim")
     needs(model, family.head, "weight")
-    if family.parallel_flag and not hasattr(model.config, family.parallel_flag):
-        lacking.append(family.parallel_flag)
+    for name in (*family.parallel_flags, family.update_scale, family.times, family.divided_by):
+        if name and not hasattr(model.config, name):
+            lacking.append(name)
     for block in needs(model, family.blocks) or ():
         for part in (family.attention, family.ffn, family.ffn_norm, family.bypass):
             if part:

@@ -24,6 +24,12 @@ def first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def added(engine: Engine, output: Any) -> torch.Tensor:
+    """What the output of attention or FFN adds to the stream: some blocks scale it."""
+    tensor = first(output)
+    return tensor if engine.update_scale == 1 else tensor * engine.update_scale
+
+
 @contextmanager
 def hooks(handles: list[RemovableHandle]) -> Iterator[None]:
     """Remove torch hooks on the way out, also after an error."""
@@ -51,8 +57,8 @@ def captured(engine: Engine) -> Iterator[dict[str, torch.Tensor]]:
             tensor = tensor.view(engine.shape[0], -1, tensor.shape[-1])
         states[name] = tensor[:, -1].detach().clone()
 
-    def output_of(name):
-        return lambda module, args, output: keep(name, first(output))
+    def output_of(name, taken=first):
+        return lambda module, args, output: keep(name, taken(output))
 
     def input_of(name):
         def hook(module, args, kwargs):
@@ -64,7 +70,9 @@ def captured(engine: Engine) -> Iterator[dict[str, torch.Tensor]]:
         number = f"{layer:02d}"
         handles += [
             block.register_forward_pre_hook(input_of(f"resid_pre.{number}"), with_kwargs=True),
-            engine.part(layer, "ffn").register_forward_hook(output_of(f"ffn_out.{number}")),
+            engine.part(layer, "ffn").register_forward_hook(
+                output_of(f"ffn_out.{number}", lambda output: added(engine, output))
+            ),
             block.register_forward_hook(output_of(f"resid_post.{number}")),
         ]
         if not engine.parallel:
@@ -75,12 +83,33 @@ def captured(engine: Engine) -> Iterator[dict[str, torch.Tensor]]:
         yield states
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts share, leaving each at least one of its own."""
+def shared_prefix(prompts: Sequence[Sequence[int]], switch: int | None = None) -> int:
+    """How many first tokens all prompts share, leaving each at least one of its own.
+
+    None where the rotary factors of prompts longer than `switch` are others: keys and values of a
+    shorter beginning are not theirs.
+    """
     # What the first and the last in order share, all between them do.
     rows = sorted(list(prompt) for prompt in prompts)
     same = len(os.path.commonprefix([rows[0], rows[-1]]))
-    return min(same, min(map(len, prompts)) - 1)
+    same = min(same, min(map(len, prompts)) - 1)
+    crosses = switch and same <= switch < max(map(len, prompts))
+    return 0 if crosses else same
+
+
+def rotary_switch(engine: Engine) -> int | None:
+    """Above how many tokens in all a model's rotary factors change; None if they never do.
+
+    LongRoPE has two sets of factors, and a whole prompt takes one (Ding et al. 2024, section 3.3).
+    """
+    found = getattr(engine.model.config, "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]
+    lengths = [
+        kind["original_max_position_embeddings"]
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(lengths, default=None)
 
 
 def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -133,7 +162,7 @@ def last_token_states(
     result: dict[str, torch.Tensor] = {}
     offset = 0
     for prompts in groups:
-        prefix = shared_prefix(prompts)
+        prefix = shared_prefix(prompts, rotary_switch(engine))
         cache = None
         if prefix:
             ids = torch.tensor([list(prompts[0][:prefix])], device=engine.device)

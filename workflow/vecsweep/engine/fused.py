@@ -62,6 +62,15 @@ def exponential(x):
 
 
 @compiled
+def capped(x, cap):
+    """cap * tanh(x / cap), to 1e-6 of cap."""
+    small = np.float32(-2) * abs(x) / cap
+    power = exponential(small if small > FAINT else FAINT)
+    value = cap * (np.float32(1) - power) / (np.float32(1) + power)
+    return value if x > np.float32(0) else -value
+
+
+@compiled
 def widened(bits):
     """The number that a bfloat16's bits stand for."""
     return np.uint32(np.uint32(bits) << 16).view(np.float32)
@@ -106,18 +115,19 @@ def error_of(logit, bounds, norms, j):
 
 @compiled
 def pass_over(
-    low, high, start, weight, bias, norms, states, bounds, best, token, peak, total, above,
+    low, high, start, weight, bias, norms, cap, states, bounds, best, token, peak, total, above,
     top, top_token, top_approximate,
 ):  # fmt: skip
     """Count, sum and pick in approximate logits `low` + `high` [n, tokens] of tokens start...
 
     `low` is the bfloat16 part as its bits (uint16), of no columns where there is none; `high` the
     float32 part, to which it is added. `weight` [tokens, d_model], `bias` [tokens, or 1]; `norms`
-    [2, tokens]: of each weight, and of what bfloat16 leaves of it. `states` [n, d_model] are normed,
+    [2, tokens]: of each weight, and of what bfloat16 leaves of it. `cap`: of the soft cap, 0 if
+    there is none; only the sum and its peak know it. `states` [n, d_model] are normed,
     `bounds` [n, 5]: see `error_of`, and up to which difference float64 says that two are equal.
     `best` [n, targets] are the exact logits of the `token`s [n, targets].
 
-    Written: `peak`, `total` [n], the largest logit and the sum of exponentials beside it. Added to:
+    Written: `peak`, `total` [n], the largest (capped) logit and the sum of exponentials beside it. Added to:
     `above` [n, targets], the number of tokens with a larger logit. Brought up to date: `top` [n, k],
     the largest exact logits with their tokens and approximate logits.
     """
@@ -150,16 +160,24 @@ def pass_over(
             floor = sure_of(line, bound, norms, kept)
         lowest = np.float32(best[row].min()) if targets else np.float32(np.inf)
         everything = 0.0
+        summit = capped(most, cap) if cap > none else most
         for first in range(0, width, PIECE):
             piece = line[first : first + PIECE]
             if top_token[row, last] >= 0:
                 floor = np.float32(top[row, last])
             matters = min(floor, lowest) - widest
             some, near = none, none
-            for i in range(len(piece)):
-                below = piece[i] - most
-                some += exponential(below if below > FAINT else FAINT)
-                near += one if piece[i] >= matters else none
+            if cap > none:
+                for i in range(len(piece)):
+                    below = capped(piece[i], cap) - summit
+                    below = below if below < none else none
+                    some += exponential(below if below > FAINT else FAINT)
+                    near += one if piece[i] >= matters else none
+            else:
+                for i in range(len(piece)):
+                    below = piece[i] - most
+                    some += exponential(below if below > FAINT else FAINT)
+                    near += one if piece[i] >= matters else none
             everything += some
             if near == none:
                 continue
@@ -204,4 +222,4 @@ def pass_over(
                             exact, start + j, piece[i],
                             top[row], top_token[row], top_approximate[row],
                         )  # fmt: skip
-        peak[row], total[row] = most, everything
+        peak[row], total[row] = summit, everything

@@ -1,7 +1,7 @@
 """Load a model that stage `models` described, ready for forward passes."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,14 @@ import transformers
 
 from vecsweep import Problem
 from vecsweep.engine import checkpoint, products, quantized, sharded, slices
-from vecsweep.engine.families import Family, family_of, is_parallel, module_at, size_in
+from vecsweep.engine.families import (
+    Family,
+    family_of,
+    is_parallel,
+    module_at,
+    size_in,
+    update_scale,
+)
 from vecsweep.engine.sources import check_weights, weights_folder
 from vecsweep.files import read_json
 
@@ -29,6 +36,8 @@ class Engine:
     proof: Any = None  # what `proof.prove` measured
     leader: bool = True  # decodes and writes; the other processes only take part
     shape: tuple[int, int] = (0, 0)  # batch and tokens of the forward that runs
+    update_scale: float = 1.0  # of what attention and FFN give, before it is added
+    pairs: set[int] = field(default_factory=set)  # layers whose FFN was seen to give a tuple
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +61,9 @@ class Engine:
 def engine_of(model: Any, batch_tokens: int, name: str = "unnamed") -> Engine:
     """An engine around a `transformers` causal LM."""
     family = family_of(model)
-    return Engine(model.eval(), family, is_parallel(family, model.config), batch_tokens, name)
+    made = Engine(model.eval(), family, is_parallel(family, model.config), batch_tokens, name)
+    made.update_scale = update_scale(family, model.config)
+    return made
 
 
 def check(

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from vecsweep import Problem
-from vecsweep.engine.forward import captured, first, hooks, run_decoder
+from vecsweep.engine.edits import Edit, clean_runs, resume_all
+from vecsweep.engine.forward import added, captured, first, hooks
 from vecsweep.engine.load import Engine
 from vecsweep.engine.readout import Readout
 
 # Relative to the largest entry; bfloat16 keeps 8 bits of mantissa, float16 11.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+# Two runs of all layers part by more than a layer's parts do.
+RUNS = 4
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class Proof:
     """What was measured: differences relative to the largest entry, within `TOLERANCE`.
 
     `stream`: of the parts that must add up, the largest over all layers. `readout`: of early
-    decoding at the last layer and the model's own logits; None where nothing is decoded.
+    decoding at the last layer and the model's own logits; None where nothing is decoded. `runs`: of
+    the final state of the ways in which prompts are run here and of a plain forward.
     """
 
     stream: float
     readout: float | None
+    runs: float
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -40,7 +45,8 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
 
     Sequential blocks: resid_mid + ffn_out = resid_post; parallel ones: resid_pre + attention's
     output + ffn_out = resid_post (paper section 2). The output of `down` is ffn_out, but where it
-    is scaled. `ids` is any prompt. Processes that do not decode give no readout.
+    is scaled. Nor unless a shared beginning and edits give what a plain forward gives: see `_runs`.
+    `ids` is any prompt. Processes that do not decode give no readout.
     """
     outputs: dict[str, torch.Tensor] = {}
     handles = []
@@ -51,20 +57,15 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
         for part in parts:
 
             def keep(module, args, output, name=f"{part}.{layer:02d}"):
-                output = first(output)
+                output = added(engine, output)
                 outputs[name] = output.reshape(1, -1, output.shape[-1])[:, -1].clone()
 
             handles.append(engine.part(layer, part).register_forward_hook(keep))
-    prompt = torch.tensor([ids], device=engine.device)
     with hooks(handles), captured(engine) as states:
-        run_decoder(engine, prompt)
-    mask = torch.ones_like(prompt)
-    logits = (
-        engine.model(input_ids=prompt, attention_mask=mask, use_cache=False).logits[:, -1].cpu()
-    )
+        logits = _plain(engine, [ids]).cpu()
     outputs |= states
     tolerance = TOLERANCE[engine.model.dtype]
-    family, worst = engine.model.config.model_type, 0.0
+    family, worst, last = engine.model.config.model_type, 0.0, len(engine.blocks) - 1
     for layer in range(len(engine.blocks)):
         for name, found, expected in _identities(engine, outputs, f"{layer:02d}"):
             if not (found.isfinite().all() and expected.isfinite().all()):
@@ -76,11 +77,29 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
                     "correct its row in workflow/vecsweep/engine/families.py"
                 )
             worst = max(worst, off)
-    if readout is None:
-        return Proof(worst, None)
-    decoded = readout.logits(
-        readout.normed(states[f"resid_post.{len(engine.blocks) - 1:02d}"].cpu())
+    final, middle = (
+        states[name] for name in (f"resid_post.{last:02d}", f"ffn_out.{(last + 1) // 2:02d}")
     )
+    runs = 0.0
+    try:
+        # Not the FFN's own update, but as long.
+        for name, found, expected in _runs(engine, ids, final, middle.roll(1, -1)):
+            off = _difference(found, expected)
+            if not off <= RUNS * tolerance:
+                raise Problem(
+                    f"family '{family}': {name} gives another state than a plain forward, by "
+                    f"{off:.1e} (relative); correct its row in workflow/vecsweep/engine/families.py"
+                )
+            runs = max(runs, off)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Problem(
+            f"family '{family}': its blocks cannot be run by themselves ({reason}); correct its row "
+            "in workflow/vecsweep/engine/families.py"
+        ) from error
+    if readout is None:
+        return Proof(worst, None, runs)
+    decoded = readout.capped(readout.logits(readout.normed(final.cpu())))
     if not (decoded.isfinite().all() and logits.isfinite().all()):
         raise Problem(_not_finite(engine, "the logits"))
     off = _difference(decoded, logits)
@@ -89,7 +108,51 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
             f"family '{family}': early decoding of the last layer differs from the model's logits "
             f"by {off:.1e} (relative); the final norm or the head is not where families.py says"
         )
-    return Proof(worst, off)
+    return Proof(worst, off, runs)
+
+
+def _plain(engine: Engine, prompts: list[list[int]]) -> torch.Tensor:
+    """Logits [prompts, vocabulary] of a forward by the model alone, of prompts of one length."""
+    ids = torch.tensor(prompts, device=engine.device)
+    engine.shape = tuple(ids.shape)
+    mask = torch.ones_like(ids)
+    return engine.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1]
+
+
+def _runs(
+    engine: Engine, ids: list[int], final: torch.Tensor, vector: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield (name, final state, what a plain forward says that it is) of what runs of prompts share.
+
+    A prompt's beginning is run once for it and another one, then both in one batch. In the middle
+    layer a vector [1, d_model] replaces the FFN, and is added to it at the last token, both by runs
+    that resume there and by a hook. `final` [1, d_model] is the state of the plain forward.
+    """
+    half, layer = len(ids) // 2, len(engine.blocks) // 2
+    clean = next(clean_runs(engine, [ids, ids[:half] + ids[half:][::-1]], 2))
+    yield "a shared beginning", clean.last[:1], final
+    edits = [Edit({layer: vector}), Edit({layer: vector}, "add", "last")]
+    found = [after[0, :1] for after in resume_all(engine, clean, edits)]
+    last: list[torch.Tensor] = []
+
+    def change(module, args, output):
+        new = first(output).clone()
+        replaced, raised = new.view(2, len(ids), -1)
+        replaced.copy_(vector / engine.update_scale)
+        raised[-1] += vector[0] / engine.update_scale
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    def keep(module, args, output):
+        last.append(first(output)[:, -1])
+
+    handles = [
+        engine.part(layer, "ffn").register_forward_hook(change),
+        engine.blocks[-1].register_forward_hook(keep),
+    ]
+    with hooks(handles):
+        _plain(engine, [ids, ids])
+    for name, state, expected in zip(("a replaced FFN", "an FFN that is added to"), found, last[0]):
+        yield f"a run resumed at {name}", state, expected[None]
 
 
 def _identities(

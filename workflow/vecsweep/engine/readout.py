@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from vecsweep.engine import products
@@ -12,7 +13,11 @@ from vecsweep.files import Tensors
 
 @dataclass
 class Readout:
-    """Final norm and LM head: weight [vocabulary, d_model], norm weight [d_model]."""
+    """Final norm and LM head: weight [vocabulary, d_model], norm weight [d_model].
+
+    `cap` c: the model's probabilities are those of c * tanh(logit / c) (Gemma 2's report, section
+    2). All logits here are those before it: it changes neither their order nor what is on top.
+    """
 
     norm_kind: str
     epsilon: float
@@ -20,6 +25,7 @@ class Readout:
     norm_bias: torch.Tensor | None
     weight: torch.Tensor
     bias: torch.Tensor | None
+    cap: float | None = None
 
     @classmethod
     def load(cls, path) -> "Readout":
@@ -37,6 +43,7 @@ class Readout:
             tensor("norm.bias"),
             tensor("head.weight"),
             tensor("head.bias"),
+            float(file.metadata["cap"]) if "cap" in file.metadata else None,
         )
 
     def to(self, device) -> "Readout":
@@ -72,6 +79,14 @@ class Readout:
         """Logits [n, stop - start] of a slice of the vocabulary, from normed states."""
         logits = normed @ self.weight[start:stop].T
         return logits if self.bias is None else logits + self.bias[start:stop]
+
+    def capped(self, logits: Any) -> Any:
+        """Logits of which the model's softmax is: of any shape, a tensor or an array."""
+        if self.cap is None:
+            return logits
+        library: Any = torch if torch.is_tensor(logits) else np
+        none = logits == -torch.inf  # stands for no token
+        return library.where(none, logits, self.cap * library.tanh(logits / self.cap))
 
     def logits_at(self, normed: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [n, k] of given tokens [n, k]; a token of -1 means none and gives -inf."""

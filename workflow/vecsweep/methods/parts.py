@@ -45,7 +45,8 @@ def neuron_parts(engine: Engine, layer: int, ids: list[int]):
     """(parts [neurons, d_model], constant [d_model]) that sum to the FFN update at the last token.
 
     A part is a neuron's activation times its output weights; a norm behind the FFN (Gemma) only
-    scales each component, which is applied to the parts; the constant is the output bias.
+    scales each component, as a block may scale all (Granite), which is applied to the parts; the
+    constant is the output bias.
     (None, None) for a family that names no output matrix.
     """
     if not engine.family.down:
@@ -64,6 +65,7 @@ def neuron_parts(engine: Engine, layer: int, ids: list[int]):
         update = last_token_states(engine, [[ids]])[f"ffn_out.{layer:02d}"][0].float()
     with torch.inference_mode():
         shares = (seen["activation"][:, None] * seen["weight"]).cpu()
+        shares = shares * (1.0 if engine.family.ffn_scaled else engine.update_scale)
     if engine.head_shards > 1:  # each process has its own neurons
         shares = torch.cat(gathered(shares))
     if engine.family.ffn_scaled:

@@ -8,7 +8,7 @@ import torch
 
 from vecsweep import tables
 from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
-from vecsweep.engine.forward import equal_length_batches, first, hooks, run_decoder
+from vecsweep.engine.forward import added, equal_length_batches, hooks, run_decoder
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
@@ -118,7 +118,7 @@ def mean_updates(engine, rows: list[dict]) -> dict:
     def add(layer):
         def hook(module, args, output):
             # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
-            update = first(output).float().view(*engine.shape, -1)[:, 1:]
+            update = added(engine, output).float().view(*engine.shape, -1)[:, 1:]
             total = update.flatten(0, 1).sum(0, keepdim=True).cpu()
             sums[layer] = sums.get(layer, 0) + total
 

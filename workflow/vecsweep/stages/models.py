@@ -19,7 +19,14 @@ from transformers import PreTrainedModel
 from vecsweep import Problem, tables
 from vecsweep.engine import folders, quantized, sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
-from vecsweep.engine.families import FAMILIES, family_of, is_parallel, module_at
+from vecsweep.engine.families import (
+    FAMILIES,
+    family_of,
+    is_parallel,
+    logit_cap,
+    logit_scale,
+    module_at,
+)
 from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
@@ -173,7 +180,8 @@ def readout_parts(
     """(tensors, notes) of the final norm and LM head, read from the safetensors files alone.
 
     Tensors: `norm.weight` [d_model], `norm.bias` if any, `head.weight` [vocabulary, d_model],
-    `head.bias` if any. Notes: norm kind (layer or rms) and its eps.
+    `head.bias` if any. Notes: norm kind (layer or rms), its eps, and the soft cap if there is one.
+    What the model multiplies logits by is in the norm (and the head's bias), which is as exact.
     """
     family = family_of(skeleton)
     norm, head = module_at(skeleton, family.final_norm), module_at(skeleton, family.head)
@@ -181,14 +189,17 @@ def readout_parts(
         raise Problem(
             f"model '{name}': no final norm or a projected head; early decoding needs both"
         )
-    files = Checkpoint(folder, skeleton)
-    tensors = {"norm.weight": files[f"{family.final_norm}.weight"].float() + family.norm_offset}
+    files, scale = Checkpoint(folder, skeleton), logit_scale(family, skeleton.config)
+    weight = files[f"{family.final_norm}.weight"].float() + family.norm_offset
+    tensors = {"norm.weight": scale * weight}
     if getattr(norm, "bias", None) is not None:
-        tensors["norm.bias"] = files[f"{family.final_norm}.bias"].float()
-    weight = family.embedding if is_tied(skeleton) else family.head
-    tensors["head.weight"] = files[f"{weight}.weight"]
+        tensors["norm.bias"] = scale * files[f"{family.final_norm}.bias"].float()
+    matrix = family.embedding if is_tied(skeleton) else family.head
+    tensors["head.weight"] = files[f"{matrix}.weight"]
     if head.bias is not None:
-        tensors["head.bias"] = files[f"{family.head}.bias"].float()
-    kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
+        tensors["head.bias"] = scale * files[f"{family.head}.bias"].float()
+    centres = isinstance(norm, torch.nn.LayerNorm) or family.norm_centres
     epsilon = getattr(norm, "eps", None) or norm.variance_epsilon
-    return tensors, {"norm": kind, "epsilon": repr(epsilon)}
+    notes = {"norm": "layer" if centres else "rms", "epsilon": repr(epsilon)}
+    cap = logit_cap(family, skeleton.config)
+    return tensors, notes | ({"cap": repr(cap)} if cap else {})
