@@ -136,7 +136,7 @@ def stage_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument(
         "--settings", type=settings, required=True, help="a file that the workflow noted, or JSON"
     )
-    if stage.name == "prompts":
+    if stage.reads_task:
         parser.add_argument("--task", type=Path, required=True, help="the task's file")
     if stage.name == "figures":
         parser.add_argument("--database", type=Path, required=True, help="summary.duckdb")

@@ -10,7 +10,8 @@ from vecsweep import Problem, nearest
 from vecsweep.files import PACKAGE, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
-LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks")
+CONTENDERS = ("contenders.task_vectors", "contenders.function_vectors")
+LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks", *CONTENDERS)
 # The keys that say where a model is, by its source.
 SOURCES = {"package": ("files",), "local": ("path",), "hub": ("id", "revision")}
 CALLED = {
@@ -174,6 +175,15 @@ def _check_lists(config, rules):
                 raise Problem(
                     f"config, {section} > {key}: task '{task}' is in a list, but not under tasks"
                     f"{nearest(task, known)}: add it there, or remove it here"
+                )
+    injected = config["interventions"]["tasks"]
+    for listed in CONTENDERS:
+        section, key = listed.split(".")
+        for task in config[section][key] or []:
+            if injected is not None and task not in injected:
+                raise Problem(
+                    f"config, {section} > {key}: task '{task}' is not in interventions > tasks, with "
+                    "whose o-vectors they are compared; add it there, or remove it here"
                 )
     ablated = config["ablations"]["tasks"]
     for task in config["ablations"]["twins"] or []:

@@ -18,6 +18,7 @@ NAMED = {
     "stages": ("task", None),
     "ovectors": ("task", None),
     "interventions": ("ovector_task", "start_layer"),
+    "heads": ("task", None),
     "ablations": ("task", None),
     "swaps": ("task", None),
     "attribution": ("task", None),

@@ -60,6 +60,7 @@ class Stage:
     keys: tuple[str, ...] = ()
     tasks: str = "tasks"
     runs_model: bool = False
+    reads_task: bool = False  # its file, and the rows that it names
     long: bool = False  # each task of a group adds its minutes; the others take seconds a task
     memory: tuple[int, int, int] = (2000, 0, 2000)
     minutes: tuple[int, int, int] = (20, 0, 20)
@@ -96,6 +97,11 @@ def other_models(sweep: "Sweep", model: str) -> list[str]:
     return [name for name in sweep.models if name != model and sweep.config["prompts"]["common"]]
 
 
+def shown_heads(sweep: "Sweep", task: str) -> list[str]:
+    """The task itself, if function vectors are made of it."""
+    return [task] if task in sweep.listed("contenders.function_vectors") else []
+
+
 MODEL = {
     "model": Input("models", "description"),
     "readout": Input("models", "readout"),
@@ -105,6 +111,10 @@ PROMPTS = {"prompts": Input("prompts")}
 VECTORS = {
     "vectors": Input("ovectors", "vectors"),
     "rival": Input("ovectors", "vectors", tasks=rivals),
+}
+SHOWN = {
+    "tokenizer": Input("models", "tokenizer"),
+    "elsewhere": Input("prompts", tasks=other_domains),
 }
 BLOCK = "{model}/{task}/{layers}.parquet"
 TABLE = "{model}/{task}.parquet"
@@ -167,6 +177,7 @@ ROWS = (
             "prompts.max_prompts",
             "prompts.common",
         ),
+        reads_task=True,
         version=2,
     ),
     Stage(
@@ -233,6 +244,34 @@ ROWS = (
         **LONG,
     ),
     Stage(
+        "heads",
+        "what each attention head adds to answers by demonstrations, and function vectors of the best",
+        inputs=ENGINE | PROMPTS | SHOWN,
+        outputs={"vectors": TENSORS, "table": TABLE},
+        keys=("tasks.file", "prompts.seed"),
+        tasks="contenders.function_vectors",
+        reads_task=True,
+        **LONG,
+    ),
+    Stage(
+        "contenders",
+        "other papers' methods, searched on dev and reported on test as the o-vector is",
+        inputs=ENGINE
+        | PROMPTS
+        | {"vectors": VECTORS["vectors"]}
+        | SHOWN
+        | {"heads": Input("heads", "vectors", tasks=shown_heads)},
+        outputs={"output": TABLE},
+        keys=(
+            *(f"interventions.{key}" for key in (*SEARCH, "test_prompts")),
+            *("contenders.task_vectors", "contenders.function_vectors"),
+            *("tasks.file", "prompts.seed"),
+        ),
+        tasks="contenders",
+        reads_task=True,
+        **LONG,
+    ),
+    Stage(
         "ablations",
         "accuracy with FFNs (or attention) removed, abstractive beside extractive",
         inputs=ENGINE | PROMPTS,
@@ -273,6 +312,8 @@ SUMMARY = Stage(
         "ovectors": Input("ovectors", "table"),
         "interventions": Input("interventions"),
         "selection": Input("selection"),
+        "contenders": Input("contenders"),
+        "heads": Input("heads", "table"),
         "ablations": Input("ablations"),
         "swaps": Input("swaps"),
         "attribution": Input("attribution"),

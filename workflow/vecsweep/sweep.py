@@ -70,11 +70,19 @@ class Sweep:
         return [task for task in self.tasks if task in tasks]
 
     def listed(self, key: str) -> list[str]:
-        """The tasks that a config key lists; null means all."""
+        """The tasks that a config key lists, or any key of a section; null means all.
+
+        Contenders stand beside o-vectors: of all tasks those that these are injected for.
+        """
         if key == "tasks":
             return self.tasks
-        section, name = key.split(".")
+        section, _, name = key.partition(".")
+        if not name:
+            found = {task for one in self.config[key] for task in self.listed(f"{key}.{one}")}
+            return [task for task in self.tasks if task in found]
         names = self.config[section][name]
+        if names is None and section == "contenders":
+            return self.listed("interventions.tasks")
         return [task for task in self.tasks if names is None or task in names]
 
     def blocks(self, model: str) -> list[str]:
@@ -125,7 +133,7 @@ class Sweep:
 
     def _needed(self, stage, cell):
         found = {"settings": [self.settings_file(stage, cell)]}
-        if stage.name == "prompts":
+        if stage.reads_task:
             found["task"] = [self.task_file(cell.task)]
         return found | {
             option: self._results(what, cell)
@@ -153,7 +161,7 @@ class Sweep:
 
     def data(self, stage: Stage, cell: Cell) -> list[str]:
         """Files that a job reads through another one: the rows of a task."""
-        return [self.loaded[cell.task].data] if stage.name == "prompts" else []
+        return [self.loaded[cell.task].data] if stage.reads_task else []
 
     def settings_file(self, stage: Stage, cell: Cell) -> str:
         """Where a cell's settings are noted: all blocks of a task share them."""
@@ -175,6 +183,8 @@ class Sweep:
             found["tasks"] = {
                 "all": self.tasks,
                 "injected": self.listed("interventions.tasks"),
+                "contended": self.listed("contenders"),
+                "by_heads": self.listed("contenders.function_vectors"),
                 "ablated": self.listed("ablations.tasks"),
                 "swapped": self.listed("swaps.tasks"),
             }
@@ -182,7 +192,7 @@ class Sweep:
 
     def _setting(self, key, cell):
         section, name = key.split(".")
-        if key == "ablations.twins":
+        if key == "ablations.twins" or section == "contenders":
             return cell.task in self.listed(key)
         if key == "interventions.rivals":
             return rivals(self, cell.task)

@@ -28,6 +28,9 @@ class Family:
     - `bypass`: the inner module that need not run when the FFN's output is given.
     - `down`: the matrix from the FFN's neurons to the stream. Its output is the FFN's update, but
       for a norm after it where `ffn_scaled`. None: the update has no parts by neuron.
+    - `attention_out`: the matrix from the attention heads' outputs, side by side, to the stream. Its
+      output is the attention's update, but for a norm after it where `ffn_scaled`. None: the update
+      has no parts by head.
     - `summed`: the linear layers whose output DeepSpeed's AutoTP sums over the processes: it
       splits their weight and leaves their bias whole, and splits both in all others. None named:
       AutoTP cannot split this family.
@@ -58,6 +61,7 @@ class Family:
     ffn_norm: str | None
     bypass: str | None = None
     down: str | None = None
+    attention_out: str | None = None
     ffn_scaled: bool = False
     summed: tuple[str, ...] = ()
     head: str = "lm_head"
@@ -84,6 +88,7 @@ _LLAMA = Family(
     ffn="mlp",
     ffn_norm="post_attention_layernorm",
     down="mlp.down_proj",
+    attention_out="self_attn.o_proj",
     summed=("self_attn.o_proj", "mlp.down_proj"),
     no_parameters=(".rotary_emb.inv_freq",),
 )
@@ -129,6 +134,7 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm="ln_2",
         down="mlp.c_proj",
+        attention_out="attn.c_proj",
         # AutoTP knows no Conv1D. GPT-Neo fits this row; its attention is a module further down.
         no_parameters=(".attn.bias", ".attention.bias", ".masked_bias"),
     ),
@@ -141,6 +147,7 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm=None,
         down="mlp.fc_out",
+        attention_out="attn.out_proj",
         summed=("attn.out_proj", "mlp.fc_out"),
         no_parameters=(".attn.bias", ".masked_bias"),
     ),
@@ -153,6 +160,7 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm="post_attention_layernorm",
         down="mlp.dense_4h_to_h",
+        attention_out="attention.dense",
         summed=("attention.dense", "mlp.dense_4h_to_h"),
         parallel_flags=("use_parallel_residual",),
         head_in_files="embed_out",
@@ -169,6 +177,7 @@ FAMILIES = {
         ffn_norm="post_attention_layernorm",
         bypass="mlp.dense_h_to_4h",
         down="mlp.dense_4h_to_h",
+        attention_out="self_attention.dense",
         summed=("self_attention.dense", "mlp.dense_4h_to_h"),
         per_head=("alibi",),
     ),
@@ -182,6 +191,7 @@ FAMILIES = {
         ffn_norm="final_layer_norm",
         bypass="fc1",
         down="fc2",
+        attention_out="self_attn.out_proj",
         summed=("self_attn.out_proj", "fc2"),
     ),
     "llama": _LLAMA,
@@ -213,6 +223,7 @@ FAMILIES = {
         ffn="mlp",
         ffn_norm="post_attention_layernorm",
         down="mlp.dense_4h_to_h",
+        attention_out="self_attention.dense",
         parallel_flags=("parallel_attn", "new_decoder_architecture"),
     ),
     "mpt": Family(
@@ -225,6 +236,7 @@ FAMILIES = {
         ffn_norm="norm_2",
         bypass="ffn.up_proj",
         down="ffn.down_proj",
+        attention_out="attn.out_proj",
         shared=("position_bias",),
     ),
     "mixtral": replace(
@@ -318,16 +330,27 @@ def family_of(model: PreTrainedModel) -> Family:
     for name, family in FAMILIES.items():
         lacks[name] = _lacks(family, model)
         if not lacks[name]:
-            return replace(family, summed=(), in_files=())
+            return _lent(family, model)
     for family in FAMILIES.values():
-        family = replace(family, summed=(), in_files=(), down=None, ffn_scaled=False)
+        family = replace(family, down=None, ffn_scaled=False)
         if not _lacks(family, model):
-            return family
+            return _lent(family, model)
     nearest = min(lacks, key=lambda name: len(lacks[name]))
     raise Problem(
         f"unknown model family '{model_type}': it fits no row, not even {nearest}'s for want of "
         f"{', '.join(lacks[nearest])}; add a row to workflow/vecsweep/engine/families.py"
     )
+
+
+def _lent(family: Family, model: PreTrainedModel) -> Family:
+    """A row for a model that is not of it."""
+    out = family.attention_out
+    try:
+        for block in module_at(model, family.blocks) if out else ():
+            module_at(block, str(out))
+    except AttributeError:
+        out = None
+    return replace(family, summed=(), in_files=(), attention_out=out)
 
 
 def _lacks(family: Family, model: PreTrainedModel) -> list[str]:

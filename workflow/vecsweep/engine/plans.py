@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from vecsweep.engine.decoding import decode
-from vecsweep.engine.edits import Edit, clean_runs, resume_all
+from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import progress_line
 
@@ -16,14 +16,25 @@ DECODED_TOGETHER = 2048  # states, at least
 
 @dataclass
 class Plan:
-    """One edit of layers start..end with several vectors [n, d_model], each with its labels."""
+    """One edit of layers start..end with several vectors [n, d_model], each with its labels.
+
+    A mode that ends in _state edits the residual stream after the block, not the FFN's update.
+    """
 
     start: int
     end: int
-    mode: Literal["replace", "add"]
+    mode: Literal["replace", "add", "replace_state", "add_state"]
     position: Literal["all", "last"]
     vectors: torch.Tensor
     labels: list[dict] = field(default_factory=list)
+
+    @property
+    def edit(self) -> Edit:
+        """The edit as the engine applies it."""
+        vectors = dict.fromkeys(range(self.start, self.end + 1), self.vectors)
+        sublayer: Sublayer = "block" if self.mode.endswith("_state") else "ffn"
+        mode: Literal["replace", "add"] = "add" if self.mode.startswith("add") else "replace"
+        return Edit(vectors, mode, self.position, sublayer)
 
 
 def end_layer(settings: dict, layers: int) -> int:
@@ -45,14 +56,12 @@ def run_plans(
     targets = target_tokens(rows)
     others = AmongAnswers(rows, answers)
     widest = max(len(plan.labels) for plan in plans)
-    edits = [
-        Edit(dict.fromkeys(range(plan.start, plan.end + 1), plan.vectors), plan.mode, plan.position)
-        for plan in plans
-    ]
+    edits = [plan.edit for plan in plans]
+    last_only = all(plan.position == "last" for plan in plans)
     progress = progress_line(len(rows), engine.leader) if report else lambda prompts, tokens: None
 
     def pieces():
-        for clean in clean_runs(engine, [row["token_ids"] for row in rows], widest):
+        for clean in clean_runs(engine, [row["token_ids"] for row in rows], widest, last_only):
             chosen = [tokens[clean.rows] for tokens in targets]
             yield clean.last, chosen, (clean.rows, None)
             for plan, after in zip(plans, resume_all(engine, clean, edits)):

@@ -31,9 +31,10 @@ FIGURES = {
         "examples", 2, "One prompt, from every start layer", "o-vectors"
     ),
     "start_layers": Figure("interventions", 3, "Source layer and start layer", "o-vectors"),
-    "methods": Figure("methods", 2, "Every method at its best", "o-vectors"),
-    "others_answers": Figure("methods", 2, "The own answer among the others'", "o-vectors"),
-    "methods_by_layer": Figure("methods", 2, "Methods from every start layer", "o-vectors"),
+    "methods": Figure("methods", 3, "Every method at its best", "o-vectors"),
+    "others_answers": Figure("methods", 3, "The own answer among the others'", "o-vectors"),
+    "methods_by_layer": Figure("methods", 3, "Methods from every start layer", "o-vectors"),
+    "heads": Figure("heads", 1, "Attention heads that carry the task", "o-vectors"),
     "parts": Figure("methods", 3, "Parts of an o-vector", "o-vectors"),
     "ablations": Figure("ablations", 2, "FFNs removed from the top down", "Ablations"),
     "ablation_twins": Figure("ablations", 2, "Other ways of removal", "Ablations"),

@@ -10,7 +10,7 @@ is reported at its own best setting on the same test prompts. A new method is a 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vecsweep.methods import controls, differences, donors, parts
+from vecsweep.methods import controls, differences, donors, parts, shown
 from vecsweep.methods.setting import Donors, Material, Vector
 
 __all__ = ["METHODS", "Donors", "Material", "Method", "Vector", "candidates", "reported"]
@@ -22,12 +22,15 @@ class Method(NamedTuple):
     """How a method's vectors are made: `search` for dev, one a source layer, `report` for test.
 
     `by_source`: the vector depends on the source layer. `modes`: those that make sense for it.
+    `key`: of one that is searched and reported by stage contenders, the config key that lists the
+    tasks it is for.
     """
 
     search: Maker
     report: Maker | None = None
     by_source: bool = True
     modes: tuple[str, ...] = ("replace", "add")
+    key: str | None = None
 
 
 METHODS = {
@@ -39,6 +42,10 @@ METHODS = {
     "random": Method(controls.random_vector, controls.random_vectors),
     # Adding zero would change nothing, at any scale.
     "zero": Method(controls.zero, by_source=False, modes=("replace",)),
+    "task vector": Method(shown.task_vector, modes=("replace_state",), key="task_vectors"),
+    "function vector": Method(
+        shown.function_vector, by_source=False, modes=("add_state",), key="function_vectors"
+    ),
 }
 
 
@@ -48,6 +55,7 @@ def candidates(material: Material) -> list[Vector]:
     return [
         vector
         for method in METHODS.values()
+        if not method.key
         for layer in (layers if method.by_source else layers[:1])
         for vector in method.search(material, layer)
     ]

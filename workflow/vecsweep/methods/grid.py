@@ -10,8 +10,20 @@ SETTING = ("source_layer", "start_layer", "end_layer", "mode", "scale")
 
 def start_layers(settings: dict, layers: int) -> list[int]:
     """The first edited layers to try: as many as the settings say, spread evenly; None: all."""
-    end = end_layer(settings, layers)
-    count = settings["start_layers"] or end + 1
+    return _spread(end_layer(settings, layers), settings["start_layers"])
+
+
+def state_layers(settings: dict, layers: int) -> list[int]:
+    """The layers whose state is edited: all, but no more settings than an o-vector of one layer has.
+
+    The stream is edited in one way and the FFN in several modes: as many times more layers.
+    """
+    count = settings["start_layers"] and settings["start_layers"] * len(settings["modes"])
+    return _spread(end_layer(settings, layers), count)
+
+
+def _spread(end: int, count: int | None) -> list[int]:
+    count = count or end + 1
     if count > end:
         return list(range(end + 1))
     return sorted({round(i * end / max(1, count - 1)) for i in range(count)})
@@ -35,6 +47,25 @@ def search_plans(
     return plans
 
 
+def state_plans(vectors: list[Vector], settings: dict, layers: int) -> list[Plan]:
+    """Every setting of vectors for the stream: see `state_layers`.
+
+    One with a source layer is the state after that layer: it is put there, once, and is not scaled.
+    """
+    end = end_layer(settings, layers)
+    plans = []
+    for start in state_layers(settings, layers):
+        for vector in vectors:
+            (mode,) = METHODS[vector.method].modes
+            if vector.source_layer == start:
+                plans += plan([vector], settings, start, start, mode, [1.0])
+            elif vector.source_layer is None:
+                ends = {end if extent == "range" else start for extent in settings["extents"]}
+                for stop in sorted(ends, reverse=True):
+                    plans += plan([vector], settings, start, stop, mode, settings["scales"])
+    return plans
+
+
 def plan(vectors: list[Vector], settings: dict, start: int, end: int, mode, scales) -> list[Plan]:
     """One plan with each vector at each scale, none if there are none."""
     pairs = [
@@ -46,7 +77,9 @@ def plan(vectors: list[Vector], settings: dict, start: int, end: int, mode, scal
         return []
     values = torch.stack([scale * vector.value for vector, scale in pairs])
     labels = [vector.names | {"scale": scale} for vector, scale in pairs]
-    return [Plan(start, end, mode, settings["position"], values, labels)]
+    # The stream is edited where it was read: at the last token.
+    position = "last" if mode.endswith("_state") else settings["position"]
+    return [Plan(start, end, mode, position, values, labels)]
 
 
 def best_settings(search: list[dict]) -> dict[str, dict]:

@@ -13,6 +13,8 @@ from vecsweep.engine.load import Engine
 from vecsweep.files import Tensors
 from vecsweep.tasks.rows import kept_rows
 
+Groups = list[list[list[int]]]  # token ids of prompts that share their beginning
+
 
 class Vector(NamedTuple):
     """A vector [d_model] and what it is: its method, where it was cut, of which prompt."""
@@ -74,7 +76,11 @@ class Donors:
 
 @dataclass
 class Material:
-    """One task of a model: its donors, its kept novel prompts `own`, files of other tasks' vectors."""
+    """One task of a model: its donors, its kept novel prompts `own`, files of other tasks' vectors.
+
+    `shown` are prompts with several demonstrations, `heads` the file of stage heads if there is one:
+    of stage contenders alone.
+    """
 
     engine: Engine
     prompts: Path
@@ -82,6 +88,8 @@ class Material:
     donors: Donors
     rivals: list[Path]
     settings: dict
+    shown: Groups = field(default_factory=list)
+    heads: list[Path] = field(default_factory=list)
 
     @classmethod
     def of(cls, args, engine, own, donors) -> "Material":
@@ -92,6 +100,12 @@ class Material:
     def seed(self) -> str:
         """A seed of its own for every task."""
         return f"{self.settings['seed']} {self.settings['task']}"
+
+    @cached_property
+    def shown_states(self) -> dict[str, torch.Tensor]:
+        """Mean states at the last token of the prompts `shown`: name -> [d_model], in float32."""
+        states = last_token_states(self.engine, self.shown)
+        return {name: state.float().mean(0) for name, state in states.items()}
 
     @cached_property
     def _flip_states(self) -> tuple[list[int], list[dict[str, torch.Tensor]]]:

@@ -12,6 +12,8 @@ METHODS = {
     "unrelated": "FFN on random words",
     "random": "random vector",
     "zero": "zero (FFNs dropped)",
+    "task vector": "task vector",
+    "function vector": "function vector",
 }
 CONTROLS = ("rival", "unrelated", "random", "zero")
 MODEL = (

@@ -58,21 +58,32 @@ attribution_found AS (
     FROM attribution
     GROUP BY ALL
 ),
--- The same prompts at every setting.
+-- The same prompts at every setting, and for contenders the same as for the others.
 settings AS (
-    SELECT model, ovector_task, task, split, domain, [count(*), sum(hash(prompt_id))] AS which,
+    SELECT model, ovector_task, task, split, domain,
+           CASE WHEN method IN ('task vector', 'function vector') THEN 'contenders'
+                WHEN split = 'dev' THEN 'interventions' ELSE 'selection' END AS stage,
+           [count(*), sum(hash(prompt_id))] AS which,
            bool_and(coalesce(rank_before >= 0 AND rank_after >= 0 AND place_before >= 0
                              AND place_after BETWEEN 0 AND alternatives, false)) AS sound
     FROM interventions
     GROUP BY model, ovector_task, task, split, domain, target, start_layer, end_layer, source_layer,
              method, donor, repeat, mode, position, scale
 ),
+tried AS (
+    SELECT model, ovector_task, stage, split, task, domain, any_value(which) AS which,
+           bool_and(sound) AND count(DISTINCT which) = 1 AS sound
+    FROM settings
+    GROUP BY ALL
+),
 injected AS (
-    SELECT model, ovector_task AS task, split, bool_and(sound) AS sound FROM (
-        SELECT model, ovector_task, split, bool_and(sound) AND count(DISTINCT which) = 1 AS sound
-        FROM settings
-        GROUP BY model, ovector_task, split, task, domain
-    )
+    SELECT model, ovector_task AS task, stage, bool_and(sound) AS sound FROM tried GROUP BY ALL
+),
+heads_found AS (
+    SELECT model, task, count(*) = any_value(layers) * count(DISTINCT head)
+               AND count(DISTINCT (layer, head)) = count(*) AND count(DISTINCT prompts) = 1
+               AND bool_and(coalesce(effect BETWEEN -1.00001 AND 1.00001, false)) AS sound
+    FROM heads JOIN models USING (model)
     GROUP BY ALL
 ),
 -- Every prompt is judged, and is of one class.
@@ -154,9 +165,16 @@ FROM attribution_wanted AS w FULL JOIN attribution_found AS f
     USING (model, task, layer, sublayer)
 WHERE w.which IS DISTINCT FROM f.which OR NOT sound
 UNION ALL
-SELECT if(split = 'dev', 'interventions', 'selection'), model, task, NULL,
+SELECT stage, model, task, NULL,
        'a rank that can be none, or settings with other prompts than the rest'
 FROM injected WHERE NOT sound
+UNION ALL
+SELECT DISTINCT 'contenders', c.model, c.ovector_task, NULL, 'other prompts than the o-vector''s'
+FROM tried AS c JOIN tried AS o USING (model, ovector_task, split, task, domain)
+WHERE c.stage = 'contenders' AND o.stage != 'contenders' AND c.which != o.which
+UNION ALL
+SELECT 'heads', model, task, NULL, 'not one number for each layer and head'
+FROM heads_found WHERE NOT coalesce(sound, false)
 UNION ALL
 SELECT if(split = 'dev', 'interventions', 'selection'), model, task, NULL,
        'prompts that cannot be judged, or shares that are not 1 in all'

@@ -61,6 +61,9 @@ SELECT model, task, ovector_task, donor, repeat, source_layer, start_layer, end_
        top_before, top_after, accepted, alternatives, place_before, place_after, own_lift, others_lift
 FROM read_parquet($interventions);
 
+CREATE TABLE heads AS
+SELECT * FROM read_parquet($heads);
+
 CREATE TABLE ablations AS
 SELECT * FROM read_parquet($ablations);
 

@@ -10,15 +10,14 @@ from vecsweep.files import read_json
 from vecsweep.layout import STAGES
 from vecsweep.methods import Donors, Material, candidates
 from vecsweep.methods.grid import search_plans, start_layers
-from vecsweep.tasks.rows import NOVEL, all_answers, capped, in_domain, kept_rows, unseen
+from vecsweep.tasks.rows import NOVEL, all_answers, dev_prompts, kept_rows
 
 
 def run(args):
     """Write a row for each dev prompt and each method's vector at each setting."""
     donors = Donors(args.vectors)
     own = kept_rows(args.prompts, NOVEL)
-    dev = in_domain(unseen(own, own, donors.used), "dev")
-    rows = capped(dev, args.settings["dev_prompts"], args.settings["seed"])
+    rows = dev_prompts(own, donors.used, args.settings)
     outcomes, notes = [], {"step_version": STAGES["interventions"].version}
     starts = start_layers(args.settings, read_json(args.model)["layers"])
     # Nothing to do may also be a block without a start layer.

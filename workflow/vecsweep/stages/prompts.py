@@ -7,8 +7,9 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from vecsweep import Problem, tables, tasks
-from vecsweep.files import file_crc32, once, read_json
+from vecsweep.files import once
 from vecsweep.layout import STAGES
+from vecsweep.tasks.readers import Reader, continuation
 from vecsweep.tasks.rows import PROMPT_SETS
 from vecsweep.tasks.splits import is_outside, split_rows
 
@@ -19,27 +20,6 @@ TOKEN_COLUMNS = (
     *("argument_token", "answer_tokens", "argument_length", "answer_length"),
     *("first_token_letters", "stratum"),
 )
-
-
-class Reader(NamedTuple):
-    """What a model reads prompts with: its tokenizer, and its context in tokens (None: no end)."""
-
-    model: str
-    tokenizer: Tokenizer
-    context: int | None = None
-
-    @classmethod
-    def of(cls, path, tokenizer) -> "Reader":
-        """The reader of the model that a `model.json` and a `tokenizer.json` describe."""
-        description = read_json(path)
-        expected = description.get("tokenizer_crc32")  # older ones noted none
-        if expected not in (None, file_crc32(tokenizer)):
-            raise Problem(f"{tokenizer} is damaged (checksum differs); delete it and run again")
-        try:
-            found = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # of no class of its own
-            raise Problem(f"{tokenizer} is damaged ({error}); delete it and run again") from error
-        return cls(description["model"], found, description["context"])
 
 
 class Said(NamedTuple):
@@ -152,15 +132,6 @@ def only_token(rows: list[dict]) -> int | None:
 def text_of(tokenizer: Tokenizer, token: int) -> str:
     """A token's text; special tokens have one too."""
     return tokenizer.decode([token], skip_special_tokens=False)
-
-
-def continuation(ids: list[int], longer: list[int]) -> list[int] | None:
-    """The tokens that a word adds to a prompt, None if it changes the prompt's own tokens.
-
-    `longer` are those of the prompt with the word. A word is never encoded alone: its tokens depend
-    on what stands before it.
-    """
-    return longer[len(ids) :] if longer[: len(ids)] == ids else None
 
 
 def _tokens(tokenizer, prompts, context):

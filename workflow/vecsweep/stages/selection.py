@@ -10,7 +10,7 @@ from vecsweep.engine.running import how_it_ran, load_engine
 from vecsweep.layout import STAGES
 from vecsweep.methods import Donors, Material, reported
 from vecsweep.methods.grid import best_settings, plan
-from vecsweep.tasks.rows import NOVEL, all_answers, capped, in_domain, kept_rows, unseen
+from vecsweep.tasks.rows import NOVEL, kept_rows, test_prompts
 
 
 def run(args):
@@ -27,7 +27,7 @@ def run(args):
             vectors = reported(material, name, best["source_layer"])
             place = best["start_layer"], best["end_layer"], best["mode"], [best["scale"]]
             plans += plan(vectors, args.settings, *place)
-        for domain, rows, answers in test_prompts(own, donors, args):
+        for domain, rows, answers in test_prompts(own, donors.used, args.elsewhere, args.settings):
             found = run_plans(engine, readout, rows, plans, answers, report=True)
             label(found, description["model"], own[0]["task"], "test", domain)
             outcomes += found
@@ -35,21 +35,3 @@ def run(args):
             return
         notes |= how_it_ran(args, engine)
     tables.write("interventions", outcomes, args.output, notes)
-
-
-def test_prompts(own: list[dict], donors: Donors, args) -> list[tuple]:
-    """(domain, prompts, all answers of their task): `in`, and `out`: another group or task."""
-    count, seed = args.settings["test_prompts"], args.settings["seed"]
-    fair = unseen(own, own, donors.used)
-    found = [
-        ("in", in_domain(fair, "test"), own),
-        ("out", [row for row in fair if row["out_of_domain"]], own),
-    ]
-    for path in args.elsewhere:
-        elsewhere = kept_rows(path, NOVEL)
-        found.append(("out", unseen(elsewhere, own, donors.used), elsewhere))
-    return [
-        (domain, capped(rows, count, seed), all_answers(task))
-        for domain, rows, task in found
-        if rows
-    ]

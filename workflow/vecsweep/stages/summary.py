@@ -98,8 +98,8 @@ def limits(memory: int) -> dict:
 def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
-    `tasks` lists `all` tasks, and those whose o-vectors are `injected`, or that are `ablated` or
-    `swapped`.
+    `tasks` lists `all` tasks, those whose o-vectors are `injected`, of these those `contended` by other
+    methods and those whose vectors are `by_heads`, and those that are `ablated` or `swapped`.
     """
 
     def files(name, names=("",), output="output"):
@@ -119,7 +119,9 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "stages": files("stages", tasks["all"]),
         "ovectors": files("ovectors", tasks["injected"], "table"),
         "interventions": files("interventions", tasks["injected"])
-        + files("selection", tasks["injected"]),
+        + files("selection", tasks["injected"])
+        + files("contenders", tasks["contended"]),
+        "heads": files("heads", tasks["by_heads"], "table"),
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
         "attribution": files("attribution", tasks["all"]),

@@ -71,6 +71,32 @@ def unseen(rows: list[dict], own: list[dict], used: set[int]) -> list[dict]:
     ]
 
 
+def dev_prompts(own: list[dict], used: set[int], settings: dict) -> list[dict]:
+    """The novel prompts that settings are chosen on; `used`: prompts that vectors are made of."""
+    dev = in_domain(unseen(own, own, used), "dev")
+    return capped(dev, settings["dev_prompts"], settings["seed"])
+
+
+def test_prompts(own: list[dict], used: set[int], elsewhere, settings: dict) -> list[tuple]:
+    """(domain, prompts, all answers of their task): `in`, and `out`: another group or task.
+
+    `elsewhere` are the prompts files of tasks that are out-of-domain for this one.
+    """
+    fair = unseen(own, own, used)
+    found = [
+        ("in", in_domain(fair, "test"), own),
+        ("out", [row for row in fair if row["out_of_domain"]], own),
+    ]
+    for path in elsewhere:
+        others = kept_rows(path, NOVEL)
+        found.append(("out", unseen(others, own, used), others))
+    return [
+        (domain, capped(rows, settings["test_prompts"], settings["seed"]), all_answers(task))
+        for domain, rows, task in found
+        if rows
+    ]
+
+
 def all_answers(rows: list[dict]) -> torch.Tensor:
     """The first tokens of all answers of a task's prompts, [T]."""
     import torch  # stage prompts does without

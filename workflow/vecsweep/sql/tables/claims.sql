@@ -8,6 +8,8 @@ WITH words AS (
         ('unrelated', 'the FFN''s update on random words'),
         ('random', 'random vectors of the same norm'),
         ('zero', 'dropping the FFNs'),
+        ('task vector', 'a task vector, the state after demonstrations'),
+        ('function vector', 'a function vector, of the heads that demonstrations act by'),
         ('neurons_1', 'the o-vector''s largest neuron alone'),
         ('neurons_10', 'the o-vector''s ten largest neurons'),
         ('neurons_100', 'the o-vector''s hundred largest neurons'),
