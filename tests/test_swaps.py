@@ -12,9 +12,10 @@ from conftest import run_stage
 from test_ablations import rank_range, write_prompts
 from test_edits import plain_run, sublayer_of
 from vecsweep.engine import load
+from vecsweep.engine.edits import PARTS
 from vecsweep.engine.readout import Readout
 from vecsweep.files import read_table
-from vecsweep.stages.swaps import PARTS, exchange, partners
+from vecsweep.stages.swaps import exchange, partners
 from vecsweep.statistics import SEED, pair_band, shares, wilson
 from vecsweep.tasks.rows import kept_rows
 
