@@ -20,6 +20,7 @@ NAMED = {
     "interventions": ("ovector_task", "start_layer"),
     "ablations": ("task", None),
     "swaps": ("task", None),
+    "patching": ("task", None),
     "attribution": ("task", None),
 }
 

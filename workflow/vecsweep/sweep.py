@@ -177,6 +177,7 @@ class Sweep:
                 "injected": self.listed("interventions.tasks"),
                 "ablated": self.listed("ablations.tasks"),
                 "swapped": self.listed("swaps.tasks"),
+                "patched": self.listed("patching.tasks"),
             }
         return found
 

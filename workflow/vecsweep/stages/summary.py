@@ -98,8 +98,8 @@ def limits(memory: int) -> dict:
 def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
-    `tasks` lists `all` tasks, and those whose o-vectors are `injected`, or that are `ablated` or
-    `swapped`.
+    `tasks` lists `all` tasks, and those whose o-vectors are `injected`, or that are `ablated`,
+    `swapped` or `patched` (none if not named).
     """
 
     def files(name, names=("",), output="output"):
@@ -122,6 +122,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         + files("selection", tasks["injected"]),
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
+        "patching": files("patching", tasks.get("patched", [])),
         "attribution": files("attribution", tasks["all"]),
     }
 
