@@ -12,9 +12,10 @@ from conftest import run_stage
 from test_ablations import rank_range, write_prompts
 from test_edits import plain_run, sublayer_of
 from vecsweep.engine import load
+from vecsweep.engine.edits import PARTS
 from vecsweep.engine.readout import Readout
 from vecsweep.files import read_table
-from vecsweep.stages.swaps import PARTS, exchange, partners
+from vecsweep.stages.swaps import exchange, partners
 from vecsweep.statistics import SEED, pair_band, shares, wilson
 from vecsweep.tasks.rows import kept_rows
 
@@ -90,14 +91,14 @@ def test_they_are_of_one_template():
 
 
 @torch.inference_mode()
-def plain_parts(model, prompt, layers):
-    """(part, layer) -> what it gives at the last token of a bare forward [d_model]."""
+def plain_parts(model, prompt, layers, place=1):
+    """(part, layer) -> what it gives at a token, from the end, of a bare forward [d_model]."""
     found, handles = {}, []
     for layer, (part, sublayer) in itertools.product(range(layers), PARTS.items()):
 
         def keep(module, args, output, key=(part, layer)):
             whole = output[0] if isinstance(output, tuple) else output
-            found[key] = whole.reshape(-1, whole.shape[-1])[-1].clone()
+            found[key] = whole.reshape(-1, whole.shape[-1])[-place].clone()
 
         handles.append(sublayer_of(model, layer, sublayer).register_forward_hook(keep))
     model(torch.tensor([prompt]), use_cache=False)

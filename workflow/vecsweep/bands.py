@@ -36,6 +36,7 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
         add(connection, "effects", effects(connection, model, resamples))
     add_swap_bands(connection, resamples, seed)
     add_attribution_bands(connection, resamples, seed)
+    add_patching_bands(connection, resamples, seed)
     connection.commit()
 
 
@@ -117,6 +118,28 @@ def add_attribution_bands(connection, resamples: int, seed: int) -> None:
         ]
         frame = pd.DataFrame(found, columns=[*keys, *columns, "prompts"])
         add(connection, "attribution_bands", frame[[*types]].astype(types))
+
+
+def add_patching_bands(connection, resamples: int, seed: int) -> None:
+    """Table `patching_bands`: mean shares that were restored, with bands over pairs of prompts.
+
+    A pair's two directions are one value: they share their prompts.
+    """
+    keys = ["model", "task", "layer", "sublayer", "position"]
+    columns = ["restored", "low", "high"]
+    types = dict.fromkeys(keys, "str") | {"layer": "int32", "pairs": "int64"}
+    types |= dict.fromkeys(columns, "float64")
+    rows = connection.execute(
+        """SELECT model, task, layer, sublayer, position, least(prompt_id, other_id) AS pair,
+                  round(avg(restored::DOUBLE), 6) AS restored  -- what rounding leaves of 0 is no spread
+           FROM patching GROUP BY ALL ORDER BY ALL"""
+    ).df()
+    found = [
+        [*key, len(group), *band(group.restored, resamples, seed)]
+        for key, group in rows.groupby(keys, sort=True)
+    ]
+    frame = pd.DataFrame(found, columns=[*keys, "pairs", *columns])
+    add(connection, "patching_bands", frame.astype(types))
 
 
 def add(connection, table: str, rows: pd.DataFrame) -> None:

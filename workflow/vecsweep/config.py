@@ -10,8 +10,15 @@ from vecsweep import Problem, nearest
 from vecsweep.files import PACKAGE, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
-CONTENDERS = ("contenders.task_vectors", "contenders.function_vectors")
-LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks", *CONTENDERS)
+LISTS = (
+    "interventions.tasks",
+    "contenders.task_vectors",
+    "contenders.function_vectors",
+    "ablations.tasks",
+    "ablations.twins",
+    "swaps.tasks",
+    "patching.tasks",
+)
 # The keys that say where a model is, by its source.
 SOURCES = {"package": ("files",), "local": ("path",), "hub": ("id", "revision")}
 CALLED = {

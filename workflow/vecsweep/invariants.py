@@ -21,6 +21,7 @@ NAMED = {
     "heads": ("task", None),
     "ablations": ("task", None),
     "swaps": ("task", None),
+    "patching": ("task", None),
     "attribution": ("task", None),
 }
 

@@ -291,6 +291,17 @@ ROWS = (
         **LONG,
     ),
     Stage(
+        "patching",
+        "how much of another prompt's answer one layer's state or update brings along, by token",
+        inputs=ENGINE
+        | PROMPTS
+        | {"tokenizer": Input("models", "tokenizer"), "stages": Input("stages")},
+        outputs={"output": TABLE},
+        keys=("patching.prompts", "prompts.seed"),
+        tasks="patching.tasks",
+        **LONG,
+    ),
+    Stage(
         "attribution",
         "what each sublayer adds to the answer's logit over the argument's",
         inputs=MODEL | PROMPTS | {"states": Input("states")},
@@ -316,6 +327,7 @@ SUMMARY = Stage(
         "heads": Input("heads", "table"),
         "ablations": Input("ablations"),
         "swaps": Input("swaps"),
+        "patching": Input("patching"),
         "attribution": Input("attribution"),
     },
     # The grid itself is a setting too: see `Sweep.settings`.

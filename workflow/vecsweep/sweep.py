@@ -187,6 +187,7 @@ class Sweep:
                 "by_heads": self.listed("contenders.function_vectors"),
                 "ablated": self.listed("ablations.tasks"),
                 "swapped": self.listed("swaps.tasks"),
+                "patched": self.listed("patching.tasks"),
             }
         return found
 

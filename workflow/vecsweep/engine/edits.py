@@ -9,7 +9,7 @@ values are kept, and only the last token runs again.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,9 @@ from vecsweep.engine.load import Engine
 
 Sublayer = Literal["ffn", "attention", "block"]
 SUBLAYERS: tuple[Sublayer, ...] = get_args(Sublayer)
+# What prompts give each other, by its name in tables: `state` is all that the stream holds after the
+# block.
+PARTS: dict[str, Sublayer] = {"ffn": "ffn", "attention": "attention", "state": "block"}
 # A shorter common beginning is not worth a forward pass of its own.
 SHORTEST_PREFIX = 4
 
@@ -39,15 +42,23 @@ SHORTEST_PREFIX = 4
 class Edit:
     """Replace the output of a sublayer, or add to it, at some layers.
 
-    `vectors` maps layer -> [variants, d_model]: each variant is one run. `position` is all tokens
-    or the last. Of `block`, the output is the residual stream after it. A replaced FFN is not
-    computed. Dropping a sublayer is replacing it by zero.
+    `vectors` maps layer -> [variants, d_model], or [variants, prompts, d_model] where each prompt
+    gets its own: each variant is one run. `position` is all tokens, the last, or the n-th from the
+    end (1 is the last). Of `block`, the output is the residual stream after it. An FFN that is
+    replaced at all tokens is not computed. Dropping a sublayer is replacing it by zero.
     """
 
     vectors: dict[int, torch.Tensor]
     mode: Literal["replace", "add"] = "replace"
-    position: Literal["all", "last"] = "all"
+    position: Literal["all", "last"] | int = "all"
     sublayer: Sublayer = "ffn"
+
+    @property
+    def from_end(self) -> int | None:
+        """Which token it changes, 1 being the last; None: all."""
+        if isinstance(self.position, int):
+            return self.position
+        return 1 if self.position == "last" else None
 
     @property
     def variants(self) -> int:
@@ -82,8 +93,11 @@ def applied(
         count[key] += 1
         for begin, edit in places[key]:
             some = rows[begin * prompts : (begin + edit.variants) * prompts]
-            some = some[:, -1:] if edit.position == "last" else some
-            vector = edit.vectors[key[1]].to(rows).repeat_interleave(prompts, 0)[:, None]
+            if edit.from_end is not None:
+                some = some[:, some.shape[1] - edit.from_end][:, None]
+            given = edit.vectors[key[1]].to(rows)
+            own = given.dim() == 3  # a vector a prompt
+            vector = (given.flatten(0, 1) if own else given.repeat_interleave(prompts, 0))[:, None]
             if key[0] != "block" and engine.update_scale != 1:
                 vector = vector / engine.update_scale  # the block multiplies by it again
             if edit.mode == "replace":
@@ -193,9 +207,10 @@ class CleanRun:
     beginning; `last` [prompts, d_model] the last block's output at the last token; `calls` and `prefix_calls` (None without a shared beginning) hold
     each block's arguments.
 
-    Of a run for edits of the last token `calls` are those of that token alone, `earlier` the keys
-    and values of all tokens before it (None if there are none), `outputs` what each sublayer of
-    each layer gave at it, [prompts, d_model].
+    Of a run for edits of the `last_only` last tokens alone (1 where it is true, 0: of all tokens)
+    `calls` are those of these tokens, `earlier` the keys and values of all tokens before them (None
+    if there are none), `outputs` what each sublayer of each layer gave at the first of them,
+    [prompts, d_model].
     """
 
     rows: list[int]
@@ -203,7 +218,7 @@ class CleanRun:
     last: torch.Tensor
     calls: list[Call]
     prefix_calls: list[Call] | None
-    last_only: bool = False
+    last_only: int = 0
     earlier: Cache | None = None
     outputs: dict[tuple[Sublayer, int], torch.Tensor] = field(default_factory=dict)
 
@@ -230,8 +245,8 @@ def _recorded(engine: Engine) -> Iterator[list[Call]]:
 
 
 @contextmanager
-def _given(engine: Engine, wanted: bool) -> Iterator[dict[tuple[Sublayer, int], torch.Tensor]]:
-    """What each sublayer gives at the last token, if wanted."""
+def _given(engine: Engine, wanted: int) -> Iterator[dict[tuple[Sublayer, int], torch.Tensor]]:
+    """What each sublayer gives at the n-th token from the end, if one is wanted."""
     outputs: dict[tuple[Sublayer, int], torch.Tensor] = {}
     handles = []
     for layer in range(len(engine.blocks)) if wanted else ():
@@ -239,24 +254,25 @@ def _given(engine: Engine, wanted: bool) -> Iterator[dict[tuple[Sublayer, int], 
 
             def keep(module, args, output, key=(sublayer, layer)):
                 whole = first(output) if key[0] == "block" else added(engine, output)
-                outputs[key] = whole.view(engine.shape[0], -1, whole.shape[-1])[:, -1].clone()
+                outputs[key] = whole.view(engine.shape[0], -1, whole.shape[-1])[:, -wanted].clone()
 
             handles.append(engine.part(layer, sublayer).register_forward_hook(keep))
     with hooks(handles):
         yield outputs
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: gradients may be taken through what is recorded
 def clean_runs(
-    engine: Engine, prompts: Sequence[Sequence[int]], variants: int, last_only: bool = False
+    engine: Engine, prompts: Sequence[Sequence[int]], variants: int, last_only: int = False
 ) -> Iterator[CleanRun]:
     """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens.
 
-    With `last_only` they serve edits of the last token alone, which then run no other one again
-    (but where the last token changes the rotary factors of all).
+    With `last_only` they serve edits of the last token alone, or of so many last ones, which then
+    run no other one again (but where these change the rotary factors of all). Each prompt has that
+    many.
     """
     switch = rotary_switch(engine)
-    prefix = shared_prefix(prompts, switch)
+    prefix = min(shared_prefix(prompts, switch), min(map(len, prompts)) - last_only)
     prefix_calls = cache = None
     if prefix < SHORTEST_PREFIX:
         prefix = 0
@@ -271,20 +287,29 @@ def clean_runs(
         past, start, tokens = copy.deepcopy(cache), prefix, ids.shape[1]
         if past is not None:
             past.batch_repeat_interleave(len(rows))
-        last_alone = last_only and prefix + tokens - 1 != switch
-        if last_alone and ids.shape[1] > 1:
-            before, ids = ids[:, :-1], ids[:, -1:]
+        whole = prefix + tokens
+        changes = switch and whole - last_only <= switch < whole
+        alone = 0 if changes else last_only
+        if alone and tokens > alone:
+            before, ids = ids[:, :-alone], ids[:, -alone:]
             past = run_decoder(engine, before, past, start, use_cache=True).past_key_values
             start += before.shape[1]
-        earlier = copy.deepcopy(past) if last_alone else None  # the run adds the last token to it
+        earlier = copy.deepcopy(past) if alone else None  # the run adds its tokens
         output: list[torch.Tensor] = []
         keep = engine.blocks[-1].register_forward_hook(
             lambda module, args, out, output=output: output.append(first(out)[:, -1])
         )
         with _recorded(engine) as calls, hooks([keep]), _given(engine, last_only) as outputs:
             run_decoder(engine, ids, past, start)
-        again = None if last_alone else prefix_calls
-        yield CleanRun(rows, tokens, output[0], calls, again, last_alone, earlier, outputs)
+        again = None if alone else prefix_calls
+        yield CleanRun(rows, tokens, output[0], calls, again, alone, earlier, outputs)
+
+
+def given_by(runs: Sequence[CleanRun], sublayer: Sublayer, layer: int) -> torch.Tensor:
+    """What a sublayer gave at the token that clean runs are for, [prompts, d_model] in their order."""
+    place = torch.tensor([row for run in runs for row in run.rows]).argsort()
+    given = torch.cat([run.outputs[sublayer, layer] for run in runs])
+    return given[place.to(given.device)]
 
 
 def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
@@ -296,13 +321,15 @@ def resume_all(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> Iterat
     """The same of several edits, in their order: as many run in one pass over the weights as fit.
 
     Each starts from the clean input of the lowest block that it changes; there its runs join those
-    that are under way. ValueError if a run for edits of the last token is given one of all.
+    that are under way. ValueError if a run for edits of the last tokens is given one of others.
     """
     room = engine.batch_tokens // max(1, len(clean.rows) * clean.tokens)
     together: list[Edit] = []
     for edit in edits:
-        if clean.last_only and edit.position != "last":
-            raise ValueError("this clean run is for edits of the last token")
+        if clean.last_only and not (edit.from_end and edit.from_end <= clean.last_only):
+            raise ValueError(f"this run is for edits of the last tokens: {int(clean.last_only)}")
+        if (edit.from_end or 1) > clean.tokens:
+            raise ValueError("this edit is of the beginning that the prompts share")
         if together and sum(other.variants for other in together) + edit.variants > room:
             yield from _resume(engine, clean, together)
             together = []
@@ -313,6 +340,13 @@ def resume_all(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> Iterat
 
 @torch.inference_mode()
 def _resume(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> list[torch.Tensor]:
+    return resume_at_once(engine, clean, edits)
+
+
+def resume_at_once(
+    engine: Engine, clean: CleanRun, edits: Sequence[Edit], within: Callable = nullcontext
+) -> list[torch.Tensor]:
+    """`resume_all` in one pass, through which gradients may be taken; `within` is entered for it."""
     order = sorted(range(len(edits)), key=lambda i: edits[i].lowest)
     joining, prompts = [edits[i] for i in order], len(clean.rows)
     cache = None
@@ -328,7 +362,7 @@ def _resume(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> list[torc
         with applied(engine, joining, 1, has_last=False):
             _run_blocks(engine, clean.prefix_calls, joining, 1, cache)
         cache.batch_repeat_interleave(prompts)
-    with applied(engine, joining, prompts):
+    with applied(engine, joining, prompts), within():
         last = _run_blocks(engine, clean.calls, joining, prompts, cache)[:, -1]
     states = last.view(-1, prompts, last.shape[-1]).split([edit.variants for edit in joining])
     return [state for _, state in sorted(zip(order, states), key=lambda pair: pair[0])]

@@ -39,6 +39,7 @@ FIGURES = {
     "ablations": Figure("ablations", 2, "FFNs removed from the top down", "Ablations"),
     "ablation_twins": Figure("ablations", 2, "Other ways of removal", "Ablations"),
     "swaps": Figure("swaps", 2, "Function or fact: updates exchanged", "Ablations"),
+    "patching": Figure("patching", 1, "States and updates from another prompt", "Ablations"),
 }
 
 

@@ -129,6 +129,18 @@ exchanged AS (
     FROM exchanges JOIN models USING (model)
     GROUP BY ALL
 ),
+patches AS (
+    SELECT model, task, layer, sublayer, position, [count(*), sum(hash(prompt_id, other_id))] AS which,
+           bool_and(coalesce(isfinite(restored), false)) AS sound
+    FROM patching
+    GROUP BY ALL
+),
+patched AS (
+    SELECT model, task,
+           bool_and(sound) AND count(DISTINCT which) = 1 AND count(*) = 6 * any_value(layers) AS sound
+    FROM patches JOIN models USING (model)
+    GROUP BY ALL
+),
 words AS (
     SELECT model, any_value(vocabulary) IS NOT DISTINCT FROM count(token_id)
                   AND count(DISTINCT token_id) = count(*)
@@ -189,6 +201,9 @@ FROM ablated WHERE NOT coalesce(sound, false)
 UNION ALL
 SELECT 'swaps', model, task, NULL, 'not every pair at every layer and part, or a wrong outcome'
 FROM exchanged WHERE NOT coalesce(sound, false)
+UNION ALL
+SELECT 'patching', model, task, NULL, 'not the same pairs at every layer, part and token'
+FROM patched WHERE NOT coalesce(sound, false)
 UNION ALL
 SELECT 'models', model, NULL, NULL, 'vocabulary.parquet has not just the tokens that model.json counts'
 FROM words WHERE NOT coalesce(sound, false)

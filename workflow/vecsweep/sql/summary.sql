@@ -70,6 +70,9 @@ SELECT * FROM read_parquet($ablations);
 CREATE TABLE swaps AS
 SELECT * FROM read_parquet($swaps);
 
+CREATE TABLE patching AS
+SELECT * FROM read_parquet($patching);
+
 CREATE TABLE attribution AS
 SELECT * FROM read_parquet($attribution);
 

@@ -99,7 +99,8 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
     `tasks` lists `all` tasks, those whose o-vectors are `injected`, of these those `contended` by other
-    methods and those whose vectors are `by_heads`, and those that are `ablated` or `swapped`.
+    methods and those whose vectors are `by_heads`, and those that are `ablated`, `swapped` or
+    `patched` (none if not named).
     """
 
     def files(name, names=("",), output="output"):
@@ -124,6 +125,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "heads": files("heads", tasks["by_heads"], "table"),
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
+        "patching": files("patching", tasks.get("patched", [])),
         "attribution": files("attribution", tasks["all"]),
     }
 

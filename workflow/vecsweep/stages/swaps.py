@@ -13,16 +13,14 @@ import random
 import torch
 
 from vecsweep import tables
-from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
+from vecsweep.engine.edits import PARTS, Edit, clean_runs, given_by, resume_all
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
 from vecsweep.files import read_table
 from vecsweep.layout import STAGES
-from vecsweep.tasks.rows import kept_rows
+from vecsweep.tasks.rows import answered, kept_rows
 
-# What is exchanged, by its name in the table: `state` is all that the stream holds after the block.
-PARTS: dict[str, Sublayer] = {"ffn": "ffn", "attention": "attention", "state": "block"}
 BY_FFN = ("ffn", "both")
 
 
@@ -56,18 +54,7 @@ def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> 
     the layer where that is commonest, then those of other layers' FFNs. In the order of `prompts`;
     none where only one could be had.
     """
-    found = {
-        stage["prompt_id"]: stage
-        for stage in stages
-        if stage["prompt_set"] == "abstractive" and stage["pattern"] != "incorrect"
-    }
-    templates: dict[int, list[dict]] = {}
-    for prompt in prompts:
-        stage = found.get(prompt["prompt_id"])
-        if stage and not prompt["out_of_domain"]:
-            named = {key: stage[key] for key in ("function_layer", "function_site")}
-            templates.setdefault(prompt["template"], []).append(prompt | named)
-    right = max(templates.values(), key=len, default=[])
+    right = answered(prompts, stages)
     order = random.Random(f"{seed} swaps").sample(range(len(right)), len(right))
     by_ffn = [row["function_layer"] for row in right if row["function_site"] in BY_FFN]
     common = max(sorted(set(by_ffn)), key=by_ffn.count, default=None)
@@ -96,7 +83,6 @@ def exchange(engine, readout, rows: list[dict]) -> list[dict]:
     Empty in processes that do not decode.
     """
     runs = list(clean_runs(engine, [row["token_ids"] for row in rows], len(rows), last_only=True))
-    place = torch.tensor([row for clean in runs for row in clean.rows]).argsort()
     answers = target_tokens(rows)[1]
     layers = range(len(engine.blocks))
     progress = progress_line(len(rows), engine.leader)
@@ -108,8 +94,7 @@ def exchange(engine, readout, rows: list[dict]) -> list[dict]:
             others = torch.cat([answers, nobody]).repeat_interleave(len(clean.rows), 0)
             edits = {}
             for layer, (part, sublayer) in itertools.product(layers, PARTS.items()):
-                given = torch.cat([run.outputs[sublayer, layer] for run in runs])
-                given = given[place.to(given.device)]
+                given = given_by(runs, sublayer, layer)
                 if part != "state":  # which nothing is left without
                     given = torch.cat([given, torch.zeros_like(given[:1])])
                 edits[layer, part] = Edit({layer: given}, "replace", "last", sublayer)

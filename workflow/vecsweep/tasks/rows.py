@@ -110,3 +110,45 @@ def capped(rows: list, count: int | None, seed: int) -> list:
         return rows
     chosen = set(random.Random(f"{seed} interventions").sample(range(len(rows)), count))
     return [row for i, row in enumerate(rows) if i in chosen]
+
+
+def answered(prompts: list[dict], stages: list[dict]) -> list[dict]:
+    """The abstractive prompts that are in-domain, answered correctly and of one template.
+
+    The template with most such prompts. Each has its stage's `function_layer` and `function_site`,
+    from the rows of table `stages`.
+    """
+    found = {
+        stage["prompt_id"]: stage
+        for stage in stages
+        if stage["prompt_set"] == "abstractive" and stage["pattern"] != "incorrect"
+    }
+    templates: dict[int, list[dict]] = {}
+    for prompt in prompts:
+        stage = found.get(prompt["prompt_id"])
+        if stage and not prompt["out_of_domain"]:
+            named = {key: stage[key] for key in ("function_layer", "function_site")}
+            templates.setdefault(prompt["template"], []).append(prompt | named)
+    return max(templates.values(), key=len, default=[])
+
+
+def argument_ends(path, rows: list[dict]) -> list[int]:
+    """Where each prompt's argument ends, in tokens from the prompt's end: 1 is the last token.
+
+    Its last mention is meant. `path` is the tokenizer.json that made the prompts; Problem if it
+    did not.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # of no class of its own
+        raise Problem(f"{path} is damaged ({error}); delete it and run again") from error
+    ends = []
+    for row, found in zip(rows, tokenizer.encode_batch([row["text"] for row in rows])):
+        if found.ids != row["token_ids"]:
+            raise Problem(f"{path} is not what made the prompts; delete it and run again")
+        place = row["text"].rfind(row["argument"]) + len(row["argument"]) - 1  # of its last letter
+        inside = [i for i, (start, stop) in enumerate(found.offsets) if start <= place < stop]
+        ends.append(len(found.ids) - inside[-1])
+    return ends
