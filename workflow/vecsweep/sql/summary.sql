@@ -1,7 +1,8 @@
 -- The tables of summary.duckdb. $name stands for an explicit list of Parquet files.
 CREATE TABLE models AS
 SELECT model, family, layers, d_model, vocabulary, parameters, parallel_blocks, dtype, source,
-       revision::VARCHAR AS revision, sha256::VARCHAR AS sha256
+       revision::VARCHAR AS revision, sha256::VARCHAR AS sha256,
+       model AS series, NULL::BIGINT AS step  -- see stage summary
 FROM read_json($models);
 
 CREATE TABLE prompts AS
