@@ -32,7 +32,14 @@ SOME, FEW = 32, 8  # test prompts of a task, and of the task `sixth`
 
 
 def make_database(
-    folder, models=1, tasks=1, answered=True, parallel=False, injected=True, resamples=100
+    folder,
+    models=1,
+    tasks=1,
+    answered=True,
+    parallel=False,
+    injected=True,
+    resamples=100,
+    series=None,
 ):
     """A summary.duckdb built by the real code from a made-up sweep; its path."""
     rng = np.random.default_rng(0)
@@ -71,6 +78,7 @@ def make_database(
     with duckdb.connect(str(database)) as connection:
         listed = {"all": TASKS[:tasks], "injected": TASKS[:tasks] if injected else []}
         summary.build(connection, files, listed, top_k=5)
+        summary.add_series(connection, series or {})
         bands.add_statistics(connection, resamples)
         summary.add_views(connection)
         bands.add_bands(connection, resamples)
@@ -355,7 +363,8 @@ def panels(figure):
     return [axes for axes in figure.axes if axes.axison and axes.get_label() != "<colorbar>"]
 
 
-every_figure = pytest.mark.parametrize("name", figures.FIGURES)
+# Those of training checkpoints are in test_checkpoints.py.
+every_figure = pytest.mark.parametrize("name", figures.wanted(series=False))
 SIZES = [(1, 1), (3, 7)]
 
 

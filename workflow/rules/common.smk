@@ -9,7 +9,7 @@ from snakemake.logging import logger
 
 from vecsweep import Problem, config as vecsweep_config, slurm
 from vecsweep.engine import folders
-from vecsweep.figures import FIGURES as DRAWN
+from vecsweep.figures import wanted
 from vecsweep.files import read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
@@ -46,7 +46,7 @@ if workflow.is_main_process:
 
 
 wildcard_constraints:
-    model="[A-Za-z0-9][A-Za-z0-9._-]*",
+    model="[A-Za-z0-9][A-Za-z0-9._@-]*",
     task="[A-Za-z0-9][A-Za-z0-9_-]*",
     layers=r"\d+-\d+",
 
@@ -99,6 +99,7 @@ def alone(stage):
     return f"(?!(?:{'|'.join(grouped)})[./])" * bool(grouped) + f"(?:{one_of(config['models'])})"
 
 
+DRAWN = wanted(series=len({SWEEP.series(name) for name in SWEEP.models}) < len(SWEEP.models))
 FIGURE_SETTINGS = {
     name: {"name": name, "version": figure.version} for name, figure in DRAWN.items()
 }

@@ -6,7 +6,7 @@ import math
 import jsonschema
 import yaml
 
-from vecsweep import Problem, nearest
+from vecsweep import Problem, nearest, series
 from vecsweep.files import PACKAGE, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
@@ -86,7 +86,10 @@ def schema() -> dict:
 
 
 def checked(config: dict) -> dict:
-    """A copy of `config` with the schema's defaults; Problem at its first mistake."""
+    """A copy of `config` with the schema's defaults; Problem at its first mistake.
+
+    An entry's `revisions` are models of their own in it (`series.expanded`).
+    """
     rules = schema()
     errors = VALIDATOR(rules).iter_errors(config)
     # An unknown key often makes a required one missing: name the unknown key first.
@@ -99,6 +102,7 @@ def checked(config: dict) -> dict:
     _fill_defaults(config, rules)
     for name, model in config["models"].items():
         _check_model(name, model)
+    config["models"] = series.expanded(config["models"])
     for section in ("models", "tasks"):
         _check_names(section, config[section])
     _check_lists(config, rules)

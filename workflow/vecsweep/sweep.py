@@ -89,6 +89,10 @@ class Sweep:
         """The first-last layers that one job takes, e.g. ["0-11", "12-17"]."""
         return blocks(*self._cut(model))
 
+    def series(self, model: str) -> str:
+        """The entry of the config that a model is a revision of, or is itself."""
+        return self.config["models"][model]["series"]
+
     def _cut(self, model):
         return [self.config["models"][model][key] for key in ("layers", "layers_per_job")]
 
@@ -180,6 +184,10 @@ class Sweep:
             found[key.split(".")[-1]] = self._setting(key, cell)
         if stage is SUMMARY:
             found["grid"] = {model: self._cut(model) for model in sorted(self.models)}
+            found["series"] = {
+                model: [self.series(model), self.config["models"][model]["step"]]
+                for model in sorted(self.models)
+            }
             found["tasks"] = {
                 "all": self.tasks,
                 "injected": self.listed("interventions.tasks"),

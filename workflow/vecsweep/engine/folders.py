@@ -12,9 +12,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from vecsweep import Problem
+from vecsweep import Problem, nearest
 from vecsweep.engine.families import FAMILIES, size_in
 from vecsweep.files import text_in
+from vecsweep.series import MARK
 
 # One set of these is a tokenizer that transformers can make the fast form of.
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
@@ -82,6 +83,13 @@ def check(name: str, folder: Path, layers: int | None = None) -> None:
         files = set(os.listdir(folder))
     except OSError as error:
         files = set()
+        if MARK in name and isinstance(error, FileNotFoundError):
+            beside = [path.name for path in sorted(folder.parent.glob("*/"))]
+            there = f"; there are {', '.join(beside[:20])}" if beside else ""
+            raise Problem(
+                f"{about}: no folder {folder}{nearest(folder.name, beside)}{there}; write one of them "
+                "under revisions, or correct path"
+            ) from error
         if error.errno and not isinstance(error, FileNotFoundError):
             raise Problem(
                 f"{about}: cannot read {folder}: {os.strerror(error.errno)}; give a folder in hub format"
@@ -93,7 +101,8 @@ def check(name: str, folder: Path, layers: int | None = None) -> None:
     found = size_in(content, "layers")
     if layers and isinstance(found, int) and found != layers:
         raise Problem(
-            f"{about}: config says layers: {layers}, the model has {found}; write layers: {found}"
+            f"{about}: config says layers: {layers}, the model has {found}; "
+            f"{mended_layers(name, found)}"
         )
     if not any(file.endswith(".safetensors") for file in files):
         raise Problem(
@@ -115,6 +124,13 @@ def check(name: str, folder: Path, layers: int | None = None) -> None:
     if "tokenizer.json" in files:
         path = folder / "tokenizer.json"
         check_vocabulary(about, path, tokens_in(about, path), rows)
+
+
+def mended_layers(name: str, found: int) -> str:
+    """How to mend a config's `layers`."""
+    if MARK in name:
+        return "revisions of an entry share it: remove this one, or write an entry of its own"
+    return f"write layers: {found}"
 
 
 def _check_kind(about, path, content):

@@ -19,6 +19,7 @@ class Figure(NamedTuple):
     category: str
 
 
+SERIES = "Training"  # the category of figures that need models of several revisions
 FIGURES = {
     "reciprocal_rank": Figure("curves", 3, "Argument and answer by depth", "Stages"),
     "example": Figure("examples", 2, "Top tokens of one prompt, layer by layer", "Stages"),
@@ -36,11 +37,18 @@ FIGURES = {
     "methods_by_layer": Figure("methods", 3, "Methods from every start layer", "o-vectors"),
     "heads": Figure("heads", 1, "Attention heads that carry the task", "o-vectors"),
     "parts": Figure("methods", 3, "Parts of an o-vector", "o-vectors"),
+    "checkpoints": Figure("checkpoints", 1, "A relation over training", SERIES),
+    "checkpoint_vectors": Figure("checkpoints", 1, "Its vector over training", SERIES),
     "ablations": Figure("ablations", 2, "FFNs removed from the top down", "Ablations"),
     "ablation_twins": Figure("ablations", 2, "Other ways of removal", "Ablations"),
     "swaps": Figure("swaps", 2, "Function or fact: updates exchanged", "Ablations"),
     "patching": Figure("patching", 1, "States and updates from another prompt", "Ablations"),
 }
+
+
+def wanted(series: bool) -> dict[str, Figure]:
+    """The figures that there is something to draw for: with or without models of several revisions."""
+    return {name: figure for name, figure in FIGURES.items() if series or figure.category != SERIES}
 
 
 def drawer(name: str) -> Callable:

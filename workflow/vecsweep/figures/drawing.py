@@ -62,8 +62,11 @@ def style() -> dict:
 
 
 def models_of(connection, most: int = MODELS) -> dict[str, str]:
-    """{model: label with its size} in the order of all figures: the largest first, at most so many."""
-    query = "SELECT model, parameters FROM models ORDER BY 2 DESC, 1 LIMIT ?"
+    """{model: label with its size} in the order of all figures: the largest first, at most so many.
+
+    Of a series of training checkpoints only the last.
+    """
+    query = "SELECT model, parameters FROM last_models ORDER BY 2 DESC, 1 LIMIT ?"
     rows = connection.execute(query, [most]).fetchall()
     return {model: f"{model}, {in_words(parameters)}" for model, parameters in rows}
 

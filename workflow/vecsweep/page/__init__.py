@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vecsweep import Problem, __version__, tables
-from vecsweep.figures import FIGURES
+from vecsweep.figures import Figure, wanted
 from vecsweep.page import findings, prompts
 from vecsweep.page.packing import pack, small
 
@@ -43,7 +43,8 @@ def made(connection, figures: Path, captions: Path) -> str:
         "claims": findings.claims(connection),
     }
     data["details"] = pack(json.dumps(details, ensure_ascii=False, allow_nan=False), packs)
-    data["figures"] = packed_figures(figures, captions, data["tasks"], packs)
+    series = any(findings.of_series(model) for model in findings.last(data["models"]))
+    data["figures"] = packed_figures(figures, captions, data["tasks"], packs, wanted(series))
     data["cells"], left_out = prompts.packed(connection, packs)
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -103,11 +104,11 @@ def listed(value):
 
 
 def packed_figures(
-    figures: Path, captions: Path, tasks: list[dict], packs: list[str]
+    figures: Path, captions: Path, tasks: list[dict], packs: list[str], drawn: dict[str, Figure]
 ) -> list[dict]:
     """Each figure's title, category, caption as HTML, the tasks that it names, its SVG's pack."""
     found: list[dict[str, Any]] = []
-    for name, figure in FIGURES.items():
+    for name, figure in drawn.items():
         try:
             svg = (figures / f"{name}.svg").read_text(encoding="utf-8")
             caption = (captions / f"{name}.rst").read_text(encoding="utf-8")

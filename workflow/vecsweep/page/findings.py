@@ -16,9 +16,9 @@ METHODS = {
     "function vector": "function vector",
 }
 CONTROLS = ("rival", "unrelated", "random", "zero")
-MODEL = (
-    "SELECT model, family, layers, parameters, dtype, source, revision FROM models ORDER BY 4, 1"
-)
+MODEL = """SELECT model, family, layers, parameters, dtype, source, revision, revisions
+FROM models LEFT JOIN (SELECT model, revisions FROM last_models) USING (model)
+ORDER BY parameters, series, step NULLS LAST, model"""
 CURVES = """SELECT model, task, target, list(round(depth, 4) ORDER BY layer),
        list(round(reciprocal_rank, 3) ORDER BY layer), list(round(low, 3) ORDER BY layer),
        list(round(high, 3) ORDER BY layer)
@@ -49,7 +49,7 @@ def records(connection, query: str) -> list[dict]:
 
 
 def models(connection) -> list[dict]:
-    """The models, smallest first."""
+    """The models, smallest first, a series by step; `revisions` of the last one counts its series."""
     return records(connection, MODEL)
 
 
@@ -222,15 +222,25 @@ def own_cell(row: dict) -> tuple[str, float]:
     return made, row["among_after"] or 0
 
 
+def last(models: list[dict]) -> list[dict]:
+    """The models without the revisions of a series before its last."""
+    return [model for model in models if model["revisions"]]
+
+
+def of_series(model: dict) -> str:
+    return f", last of {model['revisions']} revisions" if model["revisions"] > 1 else ""
+
+
 def table(data: dict) -> str:
     """The table relations x models as HTML; it is read without the page's scripts too."""
     by_cell = {(row["task"], row["model"]): row for row in data["findings"]}
-    names = [model["model"] for model in data["models"]]
+    shown = last(data["models"])
+    names = [model["model"] for model in shown]
     heads = ("Right", "X, at depth", "Best vector, lift", "Own answer")
     top = "".join(
         f'<th scope="colgroup" colspan="4" data-dt-order="disable">{html.escape(model["model"])}'
-        f"<span>{size(model['parameters'])}, {model['layers']} layers</span></th>"
-        for model in data["models"]
+        f"<span>{size(model['parameters'])}, {model['layers']} layers{of_series(model)}</span></th>"
+        for model in shown
     )
     below = "".join(
         f'<th scope="col" class="q{q}">{head}</th>' for _ in names for q, head in enumerate(heads)
@@ -257,7 +267,7 @@ def table(data: dict) -> str:
 def headline(data: dict) -> str:
     """What was found, a line each model, counted from the rows of the table."""
     lines = []
-    for model in data["models"]:
+    for model in last(data["models"]):
         found = [row for row in data["findings"] if row["model"] == model["model"]]
         x = Counter(row["x"] for row in found)
         few = x["few"] + x["too few"]

@@ -1,6 +1,6 @@
 -- The tables of summary.duckdb. $name stands for an explicit list of Parquet files.
 CREATE TABLE models AS
-SELECT *
+SELECT *, model AS series, NULL::BIGINT AS step  -- see stage summary
 FROM read_json($models, columns = {
     model: 'VARCHAR', family: 'VARCHAR', layers: 'BIGINT', d_model: 'BIGINT', vocabulary: 'BIGINT',
     parameters: 'BIGINT', parallel_blocks: 'BOOLEAN', dtype: 'VARCHAR', quantized: 'VARCHAR',

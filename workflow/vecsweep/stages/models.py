@@ -92,7 +92,8 @@ def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str 
         folder = sources.hub_snapshot(name, config)
         if expected:
             sources.check_sha256(name, sorted(folder.glob("*.safetensors")), expected)
-        return folder, config["revision"], expected
+        # Of a branch or tag its commit: that is the name of a snapshot's folder.
+        return folder, folder.name, expected
     if source == "package":
         files = sources.package_files(name, config)
         sources.check_sha256(name, files, config["sha256"])
@@ -126,7 +127,7 @@ def describe(name: str, config: dict, skeleton: PreTrainedModel, tokenizer: Any)
     if layers != config["layers"]:
         raise Problem(
             f"model '{name}': config says layers: {config['layers']}, the model has {layers}; "
-            f"write layers: {layers}"
+            + folders.mended_layers(name, layers)
         )
     return {
         "model": name,

@@ -30,6 +30,7 @@ def run(args):
             with duckdb.connect(str(database), config=limits(args.memory)) as connection:
                 invariants.check_files(connection, files, args.settings["grid"])
                 build(connection, files, tasks, args.settings["top_k"])
+                add_series(connection, args.settings.get("series", {}))
                 invariants.check_rows(connection, args.results, args.settings["grid"])
                 add_runs(connection, args.results, files)
                 add_statistics(connection, args.settings["resamples"])
@@ -147,6 +148,12 @@ def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> N
         connection.execute(MACROS)
         connection.execute(statements)
     add_chances(connection)
+
+
+def add_series(connection, series: dict[str, list]) -> None:
+    """Fill columns `series` and `step` of table `models`, from {model: [series, step]}."""
+    rows = [[*of, model] for model, of in series.items()]
+    connection.executemany("UPDATE models SET series = ?, step = ? WHERE model = ?", rows)
 
 
 def add_chances(connection) -> None:

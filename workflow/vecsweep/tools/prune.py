@@ -100,7 +100,7 @@ def stale_below(
 def cell_of(name: str, patterns: list[str]) -> tuple | None:
     """The parts of a cell that a result's name has; None if no stage made it."""
     for pattern in patterns:
-        parts = {part: rf"(?P<{part}>[A-Za-z0-9][A-Za-z0-9._-]*)" for part in Cell._fields}
+        parts = {part: rf"(?P<{part}>[A-Za-z0-9][A-Za-z0-9._@-]*)" for part in Cell._fields}
         parts["layers"] = r"(?P<layers>\d+-\d+)"
         if match := re.fullmatch(pattern.replace(".", r"\.").format(**parts), name):
             return match.groups()
