@@ -79,15 +79,18 @@ CONF
 fi
 for n in $(seq "$NODES"); do
   echo "NodeName=node$n NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((BASEPORT + 20 + n)) CPUs=$CPUS" \
-    "Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM Gres=gpu:fake:$GPUS"
+    "Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM Gres=gpu:fake:$GPUS,gpu:big:1"
 done
 echo "PartitionName=cpu Nodes=ALL Default=YES MaxTime=1-00:00:00 DefMemPerCPU=200"
 echo "PartitionName=gpu Nodes=ALL MaxTime=1-00:00:00 DefMemPerCPU=200"
+echo "PartitionName=big Nodes=ALL MaxTime=1-00:00:00 DefMemPerCPU=200"
 echo "PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 DefMemPerCPU=200 PriorityTier=10"
 } > "$D/etc/slurm.conf"
 for n in $(seq "$NODES"); do for g in $(seq 0 $((GPUS - 1))); do
   echo "NodeName=node$n Name=gpu Type=fake File=$(gpu_file "$n" "$g")"
-done; done > "$D/etc/gres.conf"
+done
+echo "NodeName=node$n Name=gpu Type=big File=$(gpu_file "$n" "$GPUS")"
+done > "$D/etc/gres.conf"
 echo "CgroupPlugin=cgroup/v1" > "$D/etc/cgroup.conf"  # `disabled` is fatal on 22.05
 
 # The Snakemake jobstep plugin drops SLURM_CONF inside jobs: these bring it back.

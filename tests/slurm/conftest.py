@@ -33,6 +33,8 @@ SITE = {
     "cpus_per_gpu": 2,
     "max_hours": 24,
     "modules": [],
+    "slurm_extra": None,
+    "models": {},
 }
 # Looked at again soon, for these jobs last seconds.
 RUN = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "2")

@@ -27,10 +27,10 @@ try:
     if workflow.is_main_process:
         folders.check_all(config["models"], SWEEP.waiting_models())
     SITE = read_site(HERE / "workflow" / "profiles" / "slurm")
+    REQUESTS = Requests(config["models"], SITE)
 except Problem as problem:
     raise WorkflowError(str(problem)) from None
 
-REQUESTS = Requests(config["models"], SITE)
 MODULES = " ".join(map(shlex.quote, SITE["modules"]))
 # Jobs find the package also in a conda environment or container that does not have it.
 PACKAGE = shlex.quote(str(HERE / "workflow"))

@@ -10,13 +10,26 @@ def said(stage, model, task="", layers=""):
     return f"{model}: {stage.name}" + f" of {task}" * bool(task) + f" {layers}" * bool(layers)
 
 
-for stage in ROWS:
+# What the hub has is fetched where Snakemake runs: compute nodes often have no network, and all that
+# the stage does beside it takes seconds.
+HUB = [model for model, settings in config["models"].items() if settings["source"] == "hub"]
+
+
+def variants(stage):
+    """(name of a rule, whether it runs here, constraint on its model) of the rules of a stage."""
+    if stage.name != "models" or not HUB:
+        return [(stage.name, False, alone(stage))]
+    others = one_of(model for model in config["models"] if model not in HUB)
+    return [("models", False, f"(?:{others})"), ("models_hub", True, f"(?:{one_of(HUB)})")]
+
+
+for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant in variants(s)]:
     place = os.path.join(stage.name, *(f"{{{part}}}" for part in stage.parts))
     words = [f"{{wildcards.{part}}}" for part in stage.parts]
 
     rule:
         name:
-            stage.name
+            name
         input:
             lambda wildcards, stage=stage: reads(stage, [cell_of(wildcards)]),
         output:
@@ -26,9 +39,10 @@ for stage in ROWS:
         benchmark:
             f"results/benchmarks/{place}.tsv"
         wildcard_constraints:
-            model=alone(stage),
+            model=constraint,
         # The longest first: at the end of a sweep a core would wait for them.
         priority: int(stage.long)
+        localrule: local
         conda:
             f"../../envs/{stage.environment}.yaml"
         resources:

@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     starts = [0, *(end + 1 for end in ends)]
     jobs = [parsed(argv[start:end]) for start, end in zip(starts, ends)]
     first = jobs[0]
+    if not any(map(fetches, jobs)):
+        # Before anything imports the hub's package, which reads them then: compute nodes often have
+        # no network, and a job that reached out would say so after minutes of waiting.
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
         if (getattr(first, "shards", 1) > 1 or getattr(first, "offload", False)) and (
             "RANK" not in os.environ
@@ -71,6 +75,11 @@ def run(jobs: list[argparse.Namespace]) -> int:
     for line in refused:
         print(line, file=sys.stderr)
     return 1 if refused else code
+
+
+def fetches(args: argparse.Namespace) -> bool:
+    """Whether a command may reach the hub: stage models, of a model from there."""
+    return args.command == "models" and args.settings.get("source") == "hub"
 
 
 def quieten() -> None:

@@ -14,6 +14,7 @@ from vecsweep.tools import plan
 NAMES = ("account", "cpu_partition", "gpu_partition", "gpu_model")  # or nothing
 NUMBERS = {"gpus_per_node": 0, "gpu_memory_gb": 1, "cpus_per_gpu": 1, "max_hours": 1}  # at least
 KEYS = (*NAMES, *NUMBERS, "modules")
+MAY = ("slurm_extra", "models")  # may be left out
 
 
 def read_site(folder: Path) -> dict:
@@ -24,32 +25,48 @@ def read_site(folder: Path) -> dict:
     own = folder / "site.yaml"
     path = own if own.exists() else folder / "site.example.yaml"
     site = parsed(text_in(path), path)
-    if not isinstance(site, dict) or site.keys() != set(KEYS):
-        given = site if isinstance(site, dict) else {}
-        wrong = ", ".join(
-            f"{key}{nearest(key, KEYS)}" for key in sorted({*map(str, given)} - {*KEYS})
-        )
-        lacking = ", ".join(key for key in KEYS if key not in given)
-        said = [f"unknown: {wrong}"] * bool(wrong) + [f"missing: {lacking}"] * bool(lacking)
+    given = site if isinstance(site, dict) else {}
+    unknown, lacking = given.keys() - {*KEYS, *MAY}, [key for key in KEYS if key not in given]
+    if unknown or lacking:
+        wrong = ", ".join(f"{key}{nearest(key, KEYS + MAY)}" for key in sorted(map(str, unknown)))
+        said = [f"unknown: {wrong}"] * bool(wrong)
+        said += [f"missing: {', '.join(lacking)}"] * bool(lacking)
         raise Problem(f"{path}: keys that are {', '.join(said)}; write those of site.example.yaml")
-    for key, least in NUMBERS.items():
-        value = site[key]
-        if key in ("gpu_memory_gb", "cpus_per_gpu") and site["gpus_per_node"] == 0:
-            continue  # of no GPU
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-            raise Problem(f"{path}, {key}: {value!r} is no number from {least} on; write one")
-    for key in NAMES:
-        if site[key] is not None and not isinstance(site[key], str):
-            raise Problem(
-                f"{path}, {key}: {site[key]!r} is no name; write it in quotes, or nothing"
-            )
+    site = {"slurm_extra": None, "models": {}} | site
+    check_values(site, path)
     if not isinstance(site["modules"], list) or not all(
         isinstance(m, str) for m in site["modules"]
     ):
         raise Problem(
             f"{path}, modules: {site['modules']!r} is no list of names; write [] for none"
         )
+    site["models"] = site["models"] or {}
+    if not isinstance(site["models"], dict):
+        raise Problem(f"{path}, models: {site['models']!r} has no keys; write {{}} for none")
+    own = (*NAMES, *NUMBERS, "slurm_extra")
+    for model, other in site["models"].items():
+        where = f"{path}, models > {model}"
+        if not isinstance(other, dict):
+            raise Problem(f"{where}: {other!r} has no keys; write {{key: value}}")
+        for key in other.keys() - {*own}:
+            raise Problem(f"{where}: unknown key '{key}'{nearest(key, own)}; write {', '.join(own)}")
+        check_values(site | other, where)
     return site
+
+
+def check_values(site: dict, where) -> None:
+    """Problem at a number or name of another kind than in the example; `where` is for messages."""
+    for key, least in NUMBERS.items():
+        value = site[key]
+        if key in ("gpu_memory_gb", "cpus_per_gpu") and site["gpus_per_node"] == 0:
+            continue  # of no GPU
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+            raise Problem(f"{where}, {key}: {value!r} is no number from {least} on; write one")
+    for key in (*NAMES, "slurm_extra"):
+        if site[key] is not None and not isinstance(site[key], str):
+            raise Problem(
+                f"{where}, {key}: {site[key]!r} is no name; write it in quotes, or nothing"
+            )
 
 
 class Requests:
@@ -57,6 +74,13 @@ class Requests:
 
     def __init__(self, models: dict, site: dict):
         self.models, self.site = models, site
+        for name in site["models"].keys() - models.keys():
+            if near := nearest(name, models):  # one that is near none is of another config
+                raise Problem(f"site.yaml, models: '{name}' is no model of the config{near}")
+
+    def at(self, model: str | None) -> dict:
+        """The site's names and sizes for a model: its own nodes, where the site file gives it some."""
+        return self.site | self.site["models"].get(model, {})
 
     @functools.cache  # noqa: B019 - one object a run
     def weights_gb(self, model: str) -> float:
@@ -73,19 +97,21 @@ class Requests:
     def planned_memory(self, model: str) -> int | None:
         """MB for each node of a job that runs the model, by `vecsweep plan`; None if it cannot say."""
         settings = self.models[model]
-        each = self.site["gpus_per_node"] or settings["shards"]
+        each = self.at(model)["gpus_per_node"] or settings["shards"]
         return plan.resources(model, settings, gpus_per_node=each).get("mem_mb")
 
     def small_gpus(self) -> list[str]:
         """A line for each model that does not fit its GPUs, to say before any job starts."""
         lines = []
-        for name, settings in self.models.items() if self.site["gpus_per_node"] else ():
-            each = self.weights_gb(name) / settings["shards"]
-            room = plan.HEADROOM * self.site["gpu_memory_gb"]
+        for name, settings in self.models.items():
+            site, each = self.at(name), self.weights_gb(name) / settings["shards"]
+            if not site["gpus_per_node"]:
+                continue
+            room = plan.HEADROOM * site["gpu_memory_gb"]
             if not settings["offload"] and self.planned_memory(name) and each > room:
                 lines.append(
                     f"{name}: {each:.0f} GB of weights for each of {settings['shards']} shards, but a "
-                    f"GPU has {self.site['gpu_memory_gb']} GB; `vecsweep plan {name}` says how many it "
+                    f"GPU has {site['gpu_memory_gb']} GB; `vecsweep plan {name}` says how many it "
                     "needs"
                 )
         return lines
@@ -101,51 +127,67 @@ class Requests:
         A job that failed asks for as much again, in memory and time. `gpus` counts a whole job's,
         `gres` each node's. `gpu_jobs` is for workstations: profile `local` allows one at a time.
         """
-        on_gpu, site = stage.runs_model, self.site
+        on_gpu = stage.runs_model
 
         def by(value: Callable):
             # Snakemake drops a resource that is None.
             def resource(wildcards, attempt):
                 name = model or getattr(wildcards, "model", None)
                 shards = self.models[name]["shards"] if on_gpu else 1
+                site = self.at(name)
                 each = site["gpus_per_node"]
                 nodes = math.ceil(shards / each) if each else 1
-                return value(name, attempt, shards, nodes)
+                return value(name, attempt, site, shards, nodes)
 
             return resource
 
-        def memory(name, attempt, shards, nodes):
+        def memory(name, attempt, site, shards, nodes):
             if on_gpu and self.planned_memory(name):
                 return attempt * self.planned_memory(name)
             # Each node of several reads its own share of the weights.
             return attempt * linear(stage.memory, self.weights_gb(name) / nodes if name else 0)
 
-        def minutes(name, attempt, shards, nodes):
+        def minutes(name, attempt, site, shards, nodes):
             each = linear(stage.minutes, self.weights_gb(name) if name else 0)
             return min(attempt * (tasks if stage.long else 1) * each, 60 * site["max_hours"])
+
+        def named(key):
+            return by(lambda name, attempt, site, shards, nodes: site[key])
+
+        def of_gpus(value: Callable):
+            """A resource of jobs on GPUs, by site, shards and nodes; none where nodes have no GPU."""
+            return by(
+                lambda name, attempt, site, shards, nodes: (
+                    value(site, shards, nodes) if site["gpus_per_node"] else None
+                )
+            )
+
+        def gres(site, shards, nodes):
+            kind = f"{site['gpu_model']}:" if site["gpu_model"] else ""
+            return f"gpu:{kind}{shards // nodes}"
 
         asked = {
             "mem_mb": by(memory),
             "runtime": by(minutes),
-            "slurm_account": site["account"],
-            "slurm_partition": site["gpu_partition" if on_gpu else "cpu_partition"],
+            "slurm_account": named("account"),
+            "slurm_partition": named("gpu_partition" if on_gpu else "cpu_partition"),
+            "slurm_extra": named("slurm_extra"),
         }
         if on_gpu:
-            asked["gpu_jobs"] = 1
-        if on_gpu and site["gpus_per_node"]:
-            kind = f"{site['gpu_model']}:" if site["gpu_model"] else ""
-            cpus = site["cpus_per_gpu"]
             asked |= {
-                "gpus": by(lambda name, attempt, shards, nodes: shards),
-                "gres": by(lambda name, attempt, shards, nodes: f"gpu:{kind}{shards // nodes}"),
-                "cpus_per_task": by(lambda name, attempt, shards, nodes: cpus * shards // nodes),
+                "gpu_jobs": 1,
+                "gpus": of_gpus(lambda site, shards, nodes: shards),
+                "gres": of_gpus(gres),
+                "cpus_per_task": of_gpus(
+                    lambda site, shards, nodes: site["cpus_per_gpu"] * shards // nodes
+                ),
                 # One task a node; with `mpi` Slurm starts the shell once and vecsweep calls srun.
-                "nodes": by(lambda name, attempt, shards, nodes: nodes),
-                "tasks": by(lambda name, attempt, shards, nodes: nodes if nodes > 1 else None),
-                "tasks_per_gpu": 0,
-                "mpi": by(lambda name, attempt, shards, nodes: "srun" if nodes > 1 else None),
+                "nodes": of_gpus(lambda site, shards, nodes: nodes),
+                "tasks": of_gpus(lambda site, shards, nodes: nodes if nodes > 1 else None),
+                "tasks_per_gpu": of_gpus(lambda site, shards, nodes: 0),
+                "mpi": of_gpus(lambda site, shards, nodes: "srun" if nodes > 1 else None),
             }
-        return {key: value for key, value in asked.items() if value is not None}
+        return asked
 
 
 def linear(numbers: tuple[int, int, int], gigabytes: float) -> int:

@@ -14,5 +14,6 @@ TOOLS = {
     "bench": "what the engine costs beside its peers, as ratios",
     "memory": "peak host memory of each process while a model is loaded",
     "scale": "what the summary of a large sweep takes of time and memory",
+    "dag": "what Snakemake takes to lay out a large sweep, and to find it finished",
     "build": "rebuild the relations' data from its sources",
 }
