@@ -1,7 +1,5 @@
 """Families that are like others: each in one test against the plain forward; and their own traps."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -10,8 +8,7 @@ from conftest import describe, main
 from test_edits import Uses, assert_resumed, block_of, ffn_matrices, prompts_with, vectors_for
 from test_models import final_norm
 from test_states import assert_equal_states
-from vecsweep import Problem
-from vecsweep.engine import edits, forward, load, proof, sharded
+from vecsweep.engine import edits, forward, load, proof
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.edits import Edit
 from vecsweep.engine.readout import Readout

@@ -91,7 +91,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
                     f"{off:.1e} (relative); correct its row in workflow/vecsweep/engine/families.py"
                 )
             runs = max(runs, off)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or engine.sharding != "single":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise Problem(
             f"family '{family}': its blocks cannot be run by themselves ({reason}); correct its row "
@@ -114,7 +116,7 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
 def _plain(engine: Engine, prompts: list[list[int]]) -> torch.Tensor:
     """Logits [prompts, vocabulary] of a forward by the model alone, of prompts of one length."""
     ids = torch.tensor(prompts, device=engine.device)
-    engine.shape = tuple(ids.shape)
+    engine.shape = (len(prompts), len(prompts[0]))
     mask = torch.ones_like(ids)
     return engine.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1]
 
