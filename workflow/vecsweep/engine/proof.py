@@ -16,6 +16,7 @@ from vecsweep.engine.readout import Readout
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # Two runs of all layers part by more than a layer's parts do.
 RUNS = 4
+TOKENS = 32  # of a prompt, at most: it is run some five times
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
     Sequential blocks: resid_mid + ffn_out = resid_post; parallel ones: resid_pre + attention's
     output + ffn_out = resid_post (paper section 2). The output of `down` is ffn_out, but where it
     is scaled. Nor unless a shared beginning and edits give what a plain forward gives: see `_runs`.
-    `ids` is any prompt. Processes that do not decode give no readout.
+    `ids` is any prompt, of which the first TOKENS serve. Processes that do not decode give no readout.
     """
+    ids = ids[:TOKENS]
     outputs: dict[str, torch.Tensor] = {}
     handles = []
     parts = ["attention"]
