@@ -102,7 +102,7 @@ def test_a_family_is_a_row(copy):
     (row,) = examples("A model family")
     families = copy.folder / "workflow" / "vecsweep" / "engine" / "families.py"
     edit(families, '    "opt": Family(', row)
-    grid(copy, "olmo2")
+    grid(copy, "exaone4")
     goal = "results/stages/small/towns.parquet"
     done = copy.run("snakemake", "--cores", "1", "--", goal)
     assert "Traceback" not in done and pq.read_table(copy.folder / goal).num_rows == 6

@@ -1,6 +1,7 @@
 """Families that are like others: each in one test against the plain forward; and their own traps."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from test_models import final_norm
 from test_states import assert_equal_states
 from vecsweep import Problem
 from vecsweep.engine import edits, forward, load, proof, sharded
+from vecsweep.engine.checkpoint import Checkpoint
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.edits import Edit
+from vecsweep.engine.families import update_scale
 from vecsweep.engine.readout import Readout
-from vecsweep.files import read_json
+from vecsweep.files import read_json, write_json
 from vecsweep.methods.parts import neuron_parts
 
 IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
@@ -112,3 +115,129 @@ def test_equals_a_plain_forward(kind, tmp_path):
     if parts is not None:
         update = states["ffn_out.01"][0]
         torch.testing.assert_close(parts.sum(0) + constant, update, rtol=1e-4, atol=1e-5)
+
+
+def test_long_rope_takes_its_factors_by_the_whole_prompt(monkeypatch):
+    """Prompts of 16 tokens and less have one set, longer ones the other, whatever they share."""
+    model = tiny.model("phi3-long")
+    engine = load.engine_of(model, 64)
+    assert forward.rotary_switch(engine) == 16
+    below, across, above = (
+        prompts_with(prefix, lengths)
+        for prefix, lengths in ((11, (2, 5, 4)), (11, (2, 9, 5, 6, 6)), (18, (3, 3, 1)))
+    )
+    assert [forward.shared_prefix(some, 16) for some in (below, across, above)] == [11, 0, 18]
+    for prompts in (below, across, above):
+        states = forward.last_token_states(engine, [prompts])
+        assert_equal_states(states, model, prompts, parallel=False)
+        edit = Edit(vectors_for([1]), position="last")  # of 17 tokens the last alone changes all
+        assert_resumed(engine, prompts, edit, last_only=True)
+        assert_resumed(engine, prompts, Edit(vectors_for([1])))
+    monkeypatch.setattr(forward, "rotary_switch", lambda engine: None)
+    with pytest.raises(AssertionError):
+        states = forward.last_token_states(engine, [across])
+        assert_equal_states(states, model, across, parallel=False)
+
+
+def test_two_prompts_are_no_pair():
+    # GPT-OSS's blocks unpack what the FFN gives: a tensor of two prompts would unpack too.
+    engine, prompts = load.engine_of(tiny.model("gpt_oss"), 64), prompts_with(6, (3, 3))
+    assert [len(clean.rows) for clean in edits.clean_runs(engine, prompts, 1)] == [2]
+    assert engine.pairs == {0, 1, 2}
+    for position, mode in itertools.product(("all", "last"), ("replace", "add")):
+        assert_resumed(engine, prompts, Edit(vectors_for([1], 1), mode, position))
+    many = [Edit(vectors_for([1], 1)), Edit(vectors_for([1], 1, seed=1), "add")]
+    (clean,) = edits.clean_runs(engine, prompts, 1)
+    for edit, found in zip(many, edits.resume_all(engine, clean, many)):
+        torch.testing.assert_close(found, edits.resume(engine, clean, edit))
+
+
+@pytest.mark.parametrize("kind", sorted(EXPERTS))
+def test_experts_do_not_hang_on_the_batch(kind):
+    prompts = prompts_with(11, (3, 3, 3, 5))
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        model = tiny.model(kind).to(dtype)
+        together = forward.last_token_states(load.engine_of(model, 64), [prompts])
+        alone = forward.last_token_states(load.engine_of(model, 1), [[ids] for ids in prompts])
+        for name, state in together.items():
+            assert (state - alone[name]).abs().max() <= most * alone[name].abs().max(), name
+
+
+def test_engines_of_families_that_cannot_be_split():
+    for model_type in {model_type for model_type, _ in tiny.ALIKE.values()} - {"gemma2"}:
+        says = f"cannot split the family '{model_type}'; write engine: zero or auto"
+        with pytest.raises(Problem, match=says):
+            sharded.choose("tensor", 2, model_type, 4)
+        assert sharded.choose("auto", 2, model_type, 4) == "zero"
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_one_by_one_in_files(kind, tmp_path):
+    """What ZeRO-3's processes read of them, and experts that are missing."""
+    model = tiny.save(kind, tmp_path, shard_size="40KB")
+    files = Checkpoint(tmp_path, model)
+    files.check(model)
+    for name, parameter in model.named_parameters():
+        whole = parameter.detach().flatten()
+        for start, stop in ((0, len(whole)), (3, len(whole) - 5), (len(whole) // 2, 10**9)):
+            assert torch.equal(files.flat(files.key_of(name), start, stop), whole[start:stop]), name
+    assert {name for name, _ in files.by_file(dict(model.named_parameters()))} == {
+        name for name, _ in model.named_parameters()
+    }
+    index = tmp_path / "model.safetensors.index.json"
+    content = read_json(index)
+    key = next(key for key in content["weight_map"] if ".experts.1." in key)
+    del content["weight_map"][key]
+    write_json(content, index)
+    with pytest.raises(Problem, match="'model.layers..*.mlp.experts.*_proj'.*; fetch the model again"):
+        Checkpoint(tmp_path, model).check(model)
+
+
+@pytest.fixture
+def both_ways(monkeypatch):
+    """A Gemma 3 whose tokens see those after them."""
+    settings = tiny.CONFIGS["gemma3_text"][1] | {"use_bidirectional_attention": True}
+    monkeypatch.setitem(tiny._ALL, "both ways", ("gemma3_text", settings))
+    return "both ways"
+
+
+def test_attention_both_ways_is_refused(both_ways, tmp_path, refused):
+    tiny.save(both_ways, tmp_path / "source")
+    line = refused(describe(both_ways, tmp_path / "source", tmp_path / "described").arguments)
+    assert "with use_bidirectional_attention tokens are told from those after them" in line
+    assert "give a causal model" in line
+    assert not any((tmp_path / "described").glob("*"))
+
+
+def test_proof_refuses_what_a_shared_beginning_changes(both_ways):
+    engine = load.engine_of(tiny.model(both_ways), 64)
+    with pytest.raises(Problem, match="'gemma3_text': a shared beginning gives another state than"):
+        proof.prove(engine, None, IDS)
+
+
+@pytest.mark.parametrize(
+    "kind, change, says",
+    [
+        ("bloom", {"per_head": ()}, "cannot be run by themselves"),
+        ("llama", {"bypass": "mlp.act_fn.missing"}, "cannot be run by themselves"),
+        ("granite", {"update_scale": None}, "layer 0: .* fails by"),
+    ],
+)
+def test_proof_refuses_a_row_that_runs_otherwise(kind, change, says):
+    engine = load.engine_of(tiny.model(kind), 64)
+    engine.family = replace(engine.family, **change)
+    engine.update_scale = update_scale(engine.family, engine.model.config)
+    with pytest.raises(Problem, match=f"family '{kind}'.*{says}.*families.py") as caught:
+        proof.prove(engine, None, IDS)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_proof_refuses_an_edit_that_is_not_a_hooks(monkeypatch):
+    plain = edits._resume
+
+    def off(engine, clean, some):
+        return [1.01 * state for state in plain(engine, clean, some)]
+
+    monkeypatch.setattr(edits, "_resume", off)
+    with pytest.raises(Problem, match="a run resumed at a replaced FFN gives another state"):
+        proof.prove(load.engine_of(tiny.model("llama"), 64), None, IDS)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -331,6 +332,29 @@ def test_ranks_are_exact_however_near(kind, small_chunks):
     assert all(len(set(row)) == 12 for row in found.top_token.tolist())
     shares = exact.softmax(1).gather(1, found.top_token)
     torch.testing.assert_close(found.top_probability.double(), shares, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "far", "bias"])
+def test_a_soft_cap_changes_probabilities_alone(kind, small_chunks):
+    readout, states, targets = near_ties(kind)
+    targets[0][:5] = -1  # no token
+    readout.cap, among = 1.5, torch.tensor([3, 95])
+    found = decode(readout, states, targets, 12, among)
+    plain = decode(replace(readout, cap=None), states, targets, 12, among)
+    for name in ("token", "rank", "top_token"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    exact = readout.normed(states).double() @ readout.weight.double().T
+    exact = exact if readout.bias is None else exact + readout.bias.double()
+    shares = (1.5 * torch.tanh(exact / 1.5)).softmax(1)
+    expected = shares.gather(1, found.token.clamp(min=0)) * (found.token >= 0)
+    torch.testing.assert_close(found.probability.double(), expected, rtol=1e-3, atol=1e-12)
+    assert not torch.allclose(found.probability, plain.probability, rtol=1e-2)
+    top = shares.gather(1, found.top_token)
+    torch.testing.assert_close(found.top_probability.double(), top, rtol=1e-3, atol=1e-12)
+    torch.testing.assert_close(found.among.double(), shares[:, among].log(), rtol=0, atol=1e-3)
+    device = decoding.on_device(readout, states, targets, 12, among)
+    torch.testing.assert_close(device.probability, found.probability, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(device.among, found.among, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("split", [False, True])

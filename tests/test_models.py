@@ -168,7 +168,7 @@ def test_proof_returns_the_largest_difference(tiny_model, monkeypatch):
     readout = Readout.load(stage.readout)
     readout.weight *= 2
     wrong = engine(stage)
-    wrong.family = replace(wrong.family, ffn="self_attn", down=None)
+    wrong.family = replace(wrong.family, ffn="input_layernorm", down=None)
     found = proof.prove(wrong, readout, IDS)
     assert found.stream > 0.1 and found.readout == pytest.approx(1, abs=1e-4)
 
@@ -265,7 +265,7 @@ def test_a_borrowed_row_fits_every_block():
     model.model.layers[1].mlp.down_proj = torch.nn.Identity()
     assert family_of(model).down is None
     del model.model.layers[2].self_attn
-    with pytest.raises(Problem, match="'arcee'.* llama's for want of mlp.down_proj, self_attn;"):
+    with pytest.raises(Problem, match="'arcee'.* mixtral's for want of self_attn;"):
         family_of(model)
 
 

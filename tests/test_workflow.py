@@ -681,11 +681,11 @@ def test_bad_config_starts_no_job(project, name):
 
 def test_bad_models_and_tasks_fail_alone(project):
     # Three mistakes that only a job can find, in one run that keeps going.
-    tiny.save("cohere", project.folder / "weights" / "cohere")
+    tiny.save("phi", project.folder / "weights" / "phi")
     tiny.write_task(project.folder / "tasks", "same", {"Poland": "Poland", "Peru": "Peru"})
     good = CONFIG["models"]["seq"]
     config = edited(
-        ("models", "foreign", good | {"path": "weights/cohere"}),
+        ("models", "foreign", good | {"path": "weights/phi"}),
         ("models", "changed", good | {"sha256": "0" * 64, "dtype": "float16"}),
         ("tasks", "same", {"file": "tasks/same.yaml"}),
     )
@@ -694,7 +694,7 @@ def test_bad_models_and_tasks_fail_alone(project):
     done = snakemake(project, config, "--keep-going", *bad, "results/prompts/seq/same.parquet")
     refused(
         done,
-        "unknown model family 'cohere'",
+        "unknown model family 'phi'",
         "model 'changed': sha256 of model.safetensors is",
         "task 'same': no prompt is left",
     )

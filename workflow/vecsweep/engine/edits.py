@@ -19,13 +19,13 @@ from transformers import Cache, DynamicCache
 
 from vecsweep import Problem
 from vecsweep.engine.forward import (
+    added,
     equal_length_batches,
     first,
     hooks,
-    run_decoder,
     rotary_switch,
+    run_decoder,
     shared_prefix,
-    added,
 )
 from vecsweep.engine.load import Engine
 

@@ -145,6 +145,11 @@ def _check_kind(about, path, content):
             f"{about}: {path}: '{family}' is an encoder-decoder; give a decoder-only model, of which "
             "each token is told from those before it"
         )
+    if content.get("use_bidirectional_attention") in (True, "all"):  # Gemma's
+        raise Problem(
+            f"{about}: {path}: with use_bidirectional_attention tokens are told from those after them "
+            "too; give a causal model, whose prompts can share a beginning"
+        )
     if classes and all(one.endswith(NOT_CAUSAL) for one in classes):
         raise Problem(
             f"{about}: {path}: {', '.join(classes)} does not say the next token; give a causal LM"

@@ -16,6 +16,7 @@ from vecsweep.engine.readout import Readout
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # Two runs of all layers part by more than a layer's parts do.
 RUNS = 4
+TOKENS = 32  # of a prompt, at most: it is run some five times
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
     Sequential blocks: resid_mid + ffn_out = resid_post; parallel ones: resid_pre + attention's
     output + ffn_out = resid_post (paper section 2). The output of `down` is ffn_out, but where it
     is scaled. Nor unless a shared beginning and edits give what a plain forward gives: see `_runs`.
-    `ids` is any prompt. Processes that do not decode give no readout.
+    `ids` is any prompt, of which the first TOKENS serve. Processes that do not decode give no readout.
     """
+    ids = ids[:TOKENS]
     outputs: dict[str, torch.Tensor] = {}
     handles = []
     parts = ["attention"]
@@ -91,7 +93,9 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
                     f"{off:.1e} (relative); correct its row in workflow/vecsweep/engine/families.py"
                 )
             runs = max(runs, off)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or engine.sharding != "single":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise Problem(
             f"family '{family}': its blocks cannot be run by themselves ({reason}); correct its row "
@@ -114,7 +118,7 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
 def _plain(engine: Engine, prompts: list[list[int]]) -> torch.Tensor:
     """Logits [prompts, vocabulary] of a forward by the model alone, of prompts of one length."""
     ids = torch.tensor(prompts, device=engine.device)
-    engine.shape = tuple(ids.shape)
+    engine.shape = (len(prompts), len(prompts[0]))
     mask = torch.ones_like(ids)
     return engine.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1]
 
