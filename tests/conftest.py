@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items):
 
 HOW = ("batch_tokens", "shards", "engine", "offload", "slices", "first", "last")
 NAMED = {
-    "prompts": ("task",),
+    **{name: ("task",) for name, stage in STAGES.items() if stage.reads_task},
     "figures": ("database",),
     "summary": ("results", "memory"),
 }

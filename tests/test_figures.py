@@ -62,7 +62,7 @@ def make_database(
         rows = [*attribution_rows(rng, model, task, answered)]
         table = pa.Table.from_pylist(rows, tables.schema("attribution"))
         write(files, folder, "attribution", table)
-    files |= {stage: [] for stage in ("ovectors", "interventions", "ablations", "swaps")}
+    files |= {stage: [] for stage in ("ovectors", "interventions", "heads", "ablations", "swaps")}
     for model, task in cells if injected else []:
         rows = [*ablation_rows(rng, model, task)]
         write(files, folder, "ablations", pa.Table.from_pylist(rows, tables.schema("ablations")))
@@ -71,6 +71,8 @@ def make_database(
             write(files, folder, "swaps", pa.Table.from_pylist(rows, tables.schema("swaps")))
             rows = [*ovector_rows(model, task)]
             write(files, folder, "ovectors", pa.Table.from_pylist(rows, tables.schema("ovectors")))
+            rows = [*head_rows(rng, model, task)]
+            write(files, folder, "heads", pa.Table.from_pylist(rows, tables.schema("heads")))
             rows = [*intervention_rows(rng, model, task, TASKS[:tasks])]
             table = pa.Table.from_pylist(rows, tables.schema("interventions"))
             write(files, folder, "interventions", table)
@@ -239,6 +241,21 @@ def intervention_rows(rng, model, task, tasks):
             for method in ("random", "unrelated"):
                 for repeat in range(3):
                     yield row(prompt, "test", method, CHOSEN, repeat=repeat, where=where)
+
+
+def head_rows(rng, model, task):
+    """Rows of stage heads: one head brings the answer, few others do anything."""
+    for layer in range(LAYERS):
+        for head in range(4):
+            effect = 0.3 if (layer, head) == (7, 2) else 0.01 * float(rng.normal())
+            yield {"model": model, "task": task, "layer": layer, "head": head, "prompts": 10} | {
+                "effect": effect,
+                "effect_error": 0.01,
+                "chosen": (layer, head) == (7, 2),
+                "shown_prompts": 20,
+                "shown_probability": 0.5,
+                "shuffled_probability": 0.1,
+            }
 
 
 def ablation_rows(rng, model, task):
@@ -435,6 +452,7 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
         "methods": ["Mean reciprocal rank", "random, same norm", "(Holm)", "rivals", "n = 32", "*"],
         "others_answers": ["among all answers", "chance", "before", "n = 32", "class alone"],
         "methods_by_layer": ["Start layer", "Mean reciprocal rank", "chosen", "zero", "n = 10"],
+        "heads": ["Attention head", "Layer", "Rise of the answer's", "is made of it", "n = 10"],
         "parts": ["Share of the lift", "neurons", "directions", "100%", "n = 32"],
         "ablations": ["Share of the FFNs removed", "Accuracy", "extractive", "n = 10 and 10"],
         "ablation_twins": ["Accuracy", "attention", "random order", "their mean", "n = 10 and 10"],
@@ -476,6 +494,7 @@ def test_without_a_correct_prompt(name, drawn):
         "ablations": "n = 10 and 10",
         "ablation_twins": "n = 10 and 10",
         "swaps": "no prompts exchanged anything",
+        "heads": "no task's function vectors were asked for, or none could be made",
     }
     for name_of in (
         *("interventions", "intervention_example", "start_layers", "methods", "others_answers"),
@@ -503,6 +522,7 @@ def test_parallel_blocks(name, drawn):
     ("ablations", "no task was ablated"),
     ("ablation_twins", "no task was ablated in other ways than the paper's"),
     ("swaps", "no prompts exchanged anything"),
+    ("heads", "no task's function vectors were asked for, or none could be made"),
 ])  # fmt: skip
 def test_a_sweep_without_interventions_says_so(name, said, drawn):
     assert said in [text for text, _ in texts(drawn(name, 2, 2, injected=False))]

@@ -85,9 +85,10 @@ def assert_outcomes(model, rows, prompts, vector_of):
         prompt = prompts[row["prompt_id"]]
         layers = range(row["start_layer"], row["end_layer"] + 1)
         vector = row["scale"] * vector_of(row)
-        changes = [(layer, "ffn", vector) for layer in layers]
+        mode, _, state = row["mode"].partition("_")
+        changes = [(layer, "block" if state else "ffn", vector) for layer in layers]
         before = plain.setdefault(row["prompt_id"], plain_run(model, prompt["token_ids"])[1])
-        edited = plain_run(model, prompt["token_ids"], changes, row["mode"], row["position"])[1]
+        edited = plain_run(model, prompt["token_ids"], changes, mode, row["position"])[1]
         own = prompt["answer_tokens"]
         others = [t for t in answers if t not in own and t != prompt["argument_token"]]
         assert (row["accepted"], row["alternatives"]) == (len(own), len(others))

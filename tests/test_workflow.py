@@ -231,6 +231,8 @@ CHANGES = {
     "interventions.dev_prompts": 2,
     "interventions.test_prompts": 2,
     "interventions.rivals": ["verbs", "towns"],
+    "contenders.task_vectors": ["verbs"],
+    "contenders.function_vectors": ["verbs"],
     "ablations.tasks": ["towns", "verbs"],
     "ablations.twins": [],
     "ablations.max_prompts": 2,
@@ -242,6 +244,8 @@ CHANGES = {
 NEW_CELLS = {
     "models.layers_per_job": ("seq", {"lens", "interventions"}),
     "interventions.tasks": ("towns", {"ovectors", "interventions", "selection"}),
+    "contenders.task_vectors": ("verbs", {"contenders"}),
+    "contenders.function_vectors": ("verbs", {"heads", "contenders"}),
     "ablations.tasks": ("towns", {"ablations"}),
     "swaps.tasks": ("towns", {"swaps"}),
 }

@@ -11,6 +11,7 @@ from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import progress_line
 
+Position = Literal["all", "last"]
 DECODED_TOGETHER = 2048  # states, at least
 
 
@@ -24,7 +25,7 @@ class Plan:
     start: int
     end: int
     mode: Literal["replace", "add", "replace_state", "add_state"]
-    position: Literal["all", "last"]
+    position: Position
     vectors: torch.Tensor
     labels: list[dict] = field(default_factory=list)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from vecsweep.engine.plans import Plan, end_layer
+from vecsweep.engine.plans import Plan, Position, end_layer
 from vecsweep.methods import METHODS, Vector
 
 SETTING = ("source_layer", "start_layer", "end_layer", "mode", "scale")
@@ -48,19 +48,22 @@ def search_plans(
 
 
 def state_plans(vectors: list[Vector], settings: dict, layers: int) -> list[Plan]:
-    """Every setting of vectors for the stream: see `state_layers`.
+    """Every setting of vectors for the stream.
 
     One with a source layer is the state after that layer: it is put there, once, and is not scaled.
+    Others are put in once at each of `state_layers`, and in ranges from the o-vector's start layers.
     """
     end = end_layer(settings, layers)
+    singles, starts = state_layers(settings, layers), start_layers(settings, layers)
     plans = []
-    for start in state_layers(settings, layers):
+    for start in sorted({*singles, *starts}):
+        ends = {end} if "range" in settings["extents"] and start in starts else set()
+        ends |= {start} if "once" in settings["extents"] and start in singles else set()
         for vector in vectors:
             (mode,) = METHODS[vector.method].modes
             if vector.source_layer == start:
                 plans += plan([vector], settings, start, start, mode, [1.0])
             elif vector.source_layer is None:
-                ends = {end if extent == "range" else start for extent in settings["extents"]}
                 for stop in sorted(ends, reverse=True):
                     plans += plan([vector], settings, start, stop, mode, settings["scales"])
     return plans
@@ -78,7 +81,7 @@ def plan(vectors: list[Vector], settings: dict, start: int, end: int, mode, scal
     values = torch.stack([scale * vector.value for vector, scale in pairs])
     labels = [vector.names | {"scale": scale} for vector, scale in pairs]
     # The stream is edited where it was read: at the last token.
-    position = "last" if mode.endswith("_state") else settings["position"]
+    position: Position = "last" if mode.endswith("_state") else settings["position"]
     return [Plan(start, end, mode, position, values, labels)]
 
 

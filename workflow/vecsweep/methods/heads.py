@@ -16,11 +16,10 @@ from vecsweep.engine.forward import first, hooks
 from vecsweep.engine.load import Engine
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
-from vecsweep.engine.running import progress_line
 
-# Sets of demonstrations, demonstrations of a set (theirs: 10), prompts that share them; in all as many
-# prompts as their effects are means over.
-SETS, SHOTS, QUERIES = 5, 10, 5
+# Sets of demonstrations, demonstrations of a set (theirs: 10), prompts that share them: 25 for the
+# means; effects are measured in some of these. Theirs are 100 and 25.
+SETS, SHOTS, QUERIES, MEASURED = 5, 10, 5, 10
 # Theirs are 10 of GPT-J's 448 heads, and in larger models about in proportion to all heads.
 SHARE = 10 / 448
 # Keys and values weigh less than running tokens: so many times `batch_tokens` of them go together.
@@ -115,12 +114,23 @@ def _answers(readout, clean: CleanRun, rows: list[dict]):
     return [answer for _, answer in ranks], among[torch.arange(len(rows)), places]
 
 
+def measured_in(right: list[list[int]]) -> list[list[int]]:
+    """Of the prompts of each set those that effects are measured in, as evenly as they go."""
+    places = sorted(
+        (place, number) for number, some in enumerate(right) for place in range(len(some))
+    )
+    counts = [number for _, number in places[:MEASURED]]
+    return [some[: counts.count(number)] for number, some in enumerate(right)]
+
+
 def answer_tokens(rows: list[dict]) -> torch.Tensor:
     """The first tokens of the rows' first answers, each once and in order."""
     return torch.tensor(sorted({row["answer_tokens"][0] for row in rows}))
 
 
-def indirect_effects(engine: Engine, readout, rows: list[dict], means: torch.Tensor):
+def indirect_effects(
+    engine: Engine, readout, rows: list[dict], means: torch.Tensor, progress=lambda *done: None
+):
     """What each head's mean output adds to the answer's probability in prompts with shuffled answers.
 
     `rows` share their demonstrations. (effects [prompts, layers, heads], the answer's probability
@@ -128,7 +138,6 @@ def indirect_effects(engine: Engine, readout, rows: list[dict], means: torch.Ten
     """
     tokens = answer_tokens(rows)
     layers = range(len(engine.blocks))
-    progress = progress_line(len(rows), engine.leader)
 
     def pieces():
         with _projected(engine) as seen:

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from vecsweep import tables, tasks
-from vecsweep.engine.running import how_it_ran, load_engine
+from vecsweep.engine.running import how_it_ran, load_engine, progress_line
 from vecsweep.files import once, write_tensors
 from vecsweep.layout import STAGES
 from vecsweep.methods import heads
@@ -46,9 +46,11 @@ def measured(engine, readout, sets: list[list[dict]], task: str):
     means, scales, right, shown = heads.mean_outputs(engine, readout, sets)
     if not right:
         return [], torch.empty(0)
+    chosen_prompts = heads.measured_in(right)
+    progress = progress_line(sum(map(len, chosen_prompts)))
     found = [
-        heads.indirect_effects(engine, readout, [rows[i] for i in numbers], means)
-        for rows, numbers in zip(sets, right)
+        heads.indirect_effects(engine, readout, [rows[i] for i in numbers], means, progress)
+        for rows, numbers in zip(sets, chosen_prompts)
         if numbers
     ]
     effects = torch.cat([some for some, _ in found])
@@ -64,6 +66,7 @@ def measured(engine, readout, sets: list[list[dict]], task: str):
             "prompts": len(effects),
             "effect": mean[layer, head].item(),
             "effect_error": None if error is None else error[layer, head].item(),
+            "shown_prompts": sum(map(len, right)),
             "chosen": (layer, head) in chosen,
             "shown_probability": shown,
             "shuffled_probability": shuffled,

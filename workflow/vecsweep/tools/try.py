@@ -103,14 +103,13 @@ class Tried:
         import torch
 
         from vecsweep.engine.decoding import decode
-        from vecsweep.engine.edits import Edit, clean_runs, resume
+        from vecsweep.engine.edits import clean_runs, resume
 
         ids = self.tokenizer.encode(text).ids
         (clean,) = clean_runs(self.engine, [ids], 1)
         states = [clean.last]
         for plan in self.plans.values():
-            vectors = dict.fromkeys(range(plan.start, plan.end + 1), plan.vectors)
-            states.append(resume(self.engine, clean, Edit(vectors, plan.mode, plan.position))[0])
+            states.append(resume(self.engine, clean, plan.edit)[0])
         rows = [torch.tensor([tokens] * len(states)) for tokens in targets]
         wanted = [tokens.to(self.engine.device) for tokens in rows]
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 -- what the answer loses where the demonstrations' answers are shuffled.
 SELECT model, task, layer, (layer + 1) / layers AS depth, head, effect, effect_error,
        effect / nullif(shown_probability - shuffled_probability, 0) AS share,
-       shown_probability, shuffled_probability, prompts
+       shown_prompts, shown_probability, shuffled_probability, prompts
 FROM heads JOIN models USING (model)
 WHERE chosen
 ORDER BY model, task, effect DESC, layer, head

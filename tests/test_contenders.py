@@ -1,0 +1,383 @@
+"""Task vectors and function vectors: equal to plain hooks, train alone, the o-vector's protocol."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import planted
+import tiny
+from conftest import describe, main, run_stage
+from test_ablations import write_prompts
+from test_edits import block_of, plain_run, sublayer_of
+from test_interventions import D_MODEL, assert_outcomes, cell, unseen_prompts
+from test_ovectors import SEARCH
+from vecsweep import Problem, config, tasks
+from vecsweep.engine import load
+from vecsweep.engine.readout import Readout
+from vecsweep.files import Tensors, read_table, write_tensors
+from vecsweep.methods import Vector, grid, heads, shown
+from vecsweep.tasks.readers import Reader
+from vecsweep.tasks.rows import NOVEL, kept_rows
+from vecsweep.tasks.shots import draw, train_pool
+
+# Where the heads' outputs go in, written down again so that a wrong row of families.py cannot hide.
+PROJECTIONS = {
+    "gpt2": "attn.c_proj",
+    "gptj": "attn.out_proj",
+    "gpt_neox": "attention.dense",
+    "bloom": "self_attention.dense",
+    "opt": "self_attn.out_proj",
+}
+HEADS = 4
+
+
+def projection(model, layer):
+    name = PROJECTIONS.get(model.config.model_type, "self_attn.o_proj")
+    return block_of(model, layer).get_submodule(name)
+
+
+@torch.inference_mode()
+def by_hooks(model, ids, put=None):
+    """(what each layer's projection reads at the last token, its update over its output, log
+    probabilities); `put` is (layer, head, vector) to put into its input there."""
+    inside, scales, handles = [], [], []
+
+    def change(module, args):
+        if put and module is projection(model, put[0]):
+            size = args[0].shape[-1] // HEADS
+            new = args[0].clone()
+            new[..., -1, put[1] * size : (put[1] + 1) * size] = put[2]
+            return (new,)
+
+    def keep(module, args, output):
+        inside.append(args[0].reshape(-1, args[0].shape[-1])[-1])
+        scales.append(output.reshape(-1, output.shape[-1])[-1])
+
+    def divide(module, args, output):
+        scales[-1] = output.reshape(-1, output.shape[-1])[-1] / scales[-1]
+
+    normed = model.config.model_type == "gemma3_text"
+    for layer in range(tiny.layers_of(model.config.model_type)):
+        handles.append(projection(model, layer).register_forward_pre_hook(change))
+        handles.append(projection(model, layer).register_forward_hook(keep))
+        if normed:
+            norm = sublayer_of(model, layer, "attention")
+            handles.append(norm.register_forward_hook(divide))
+    logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    ones = torch.ones(len(inside), D_MODEL)
+    return torch.stack(inside), torch.stack(scales) if normed else ones, logits.log_softmax(-1)
+
+
+def shown_rows(model, count=3):
+    """Two sets of random prompts that share their beginning; a model's own top token is the answer
+    of all but one, which another token is."""
+    generator = torch.Generator().manual_seed(3)
+
+    def tokens(length):
+        return torch.randint(2, tiny.VOCABULARY, (length,), generator=generator).tolist()
+
+    sets = []
+    for _ in range(2):
+        first, second = tokens(7), tokens(7)
+        ends = [tokens(2 + i % 2) for i in range(count)]
+        rows = [{"token_ids": first + end, "shuffled_ids": second + end} for end in ends]
+        for row in rows:
+            top = by_hooks(model, row["token_ids"])[2].argmax().item()
+            row |= {"answer_tokens": [top], "argument_token": (top + 1) % tiny.VOCABULARY}
+        sets.append(rows)
+    wrong = sets[0][1]
+    wrong["answer_tokens"] = [wrong["argument_token"]]
+    return sets
+
+
+def test_function_vectors_equal_plain_hooks(family):
+    """Means of correct prompts, every head's effect, and the sum of the chosen heads' writings."""
+    engine, readout = load.engine_of(family.model, 64), Readout.load(family.readout)
+    assert heads.lacking(engine) is None
+    model, sets = family.model, shown_rows(family.model)
+    means, scales, right, said = heads.mean_outputs(engine, readout, sets)
+    assert right == [[0, 2], [0, 1, 2]]
+    rows = [row for some, numbers in zip(sets, right) for row in (some[i] for i in numbers)]
+    plain = [by_hooks(model, row["token_ids"]) for row in rows]
+    torch.testing.assert_close(
+        means, torch.stack([p[0] for p in plain]).mean(0), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        scales, torch.stack([p[1] for p in plain]).mean(0), rtol=1e-3, atol=1e-3
+    )
+    answers = [p[2][row["answer_tokens"][0]].exp() for p, row in zip(plain, rows)]
+    assert said == pytest.approx(torch.stack(answers).mean().item(), rel=2e-3)
+
+    layers = tiny.layers_of(family.kind)
+    found, large = [], 0
+    for some, numbers in zip(sets, right):
+        chosen = [some[i] for i in numbers]
+        effects, before = heads.indirect_effects(engine, readout, chosen, means)
+        found.append(effects)
+        assert effects.shape == (len(chosen), layers, HEADS)
+        for row, measured, base in zip(chosen, effects, before):
+            token = row["answer_tokens"][0]
+            clean = by_hooks(model, row["shuffled_ids"])[2][token].exp().item()
+            assert base.item() == pytest.approx(clean, rel=2e-3)
+            for layer in range(layers):
+                for head in range(HEADS):
+                    mean = means[layer].view(HEADS, -1)[head]
+                    edited = by_hooks(model, row["shuffled_ids"], (layer, head, mean))[2]
+                    effect = edited[token].exp().item() - clean
+                    assert measured[layer, head].item() == pytest.approx(
+                        effect, abs=3e-3 * clean + 1e-7
+                    )
+                    large += abs(effect) > 0.05 * clean
+    assert large  # else nothing put in would do as well
+
+    mean = torch.cat(found).mean(0)
+    best = heads.chosen_heads(mean)
+    assert len(best) == 1 and mean[best[0]] == mean.max()
+    two = [*best, (layers - 1, (best[0][1] + 1) % HEADS)]
+    expected = torch.zeros(D_MODEL)
+    with torch.inference_mode():
+        for layer, head in two:
+            module = projection(model, layer)
+            alone = torch.zeros(HEADS, means.shape[1] // HEADS)
+            alone[head] = means[layer].view(HEADS, -1)[head]
+            write = module(alone.flatten()[None])[0] - module(torch.zeros(1, alone.numel()))[0]
+            expected += write * scales[layer]
+    got = heads.vector_of(engine, two, means, scales)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_without_a_known_projection_says_so():
+    for kind, says in (("gpt_neo", "names no output projection"), ("phi3", None)):
+        engine = load.engine_of(tiny.model(kind), 64)
+        why = heads.lacking(engine)
+        assert (says is None and why is None) or says in why
+    engine.sharding = "zero"
+    assert "several processes" in heads.lacking(engine)
+
+
+def run_contenders(family, made, output="contenders.parquet", **options):
+    """Stage contenders on a cell of tiny prompts; the outcomes as rows."""
+    settings = made.settings | {"task_vectors": True, "function_vectors": True}
+    inputs = {"model": family.description, "readout": family.readout, "prompts": made.prompts}
+    inputs |= {"task": made.folder / "towns.yaml", "vectors": made.vectors, "batch_tokens": 90}
+    inputs |= {"tokenizer": family.description.with_name("tokenizer.json")}
+    inputs |= {"settings": json.dumps(settings), "output": made.folder / output}
+    run_stage("contenders", **inputs, **options)
+    return read_table(made.folder / output).to_pylist()
+
+
+def test_contenders_equal_plain_hooks(family, tmp_path):
+    """Both methods over their grid, on dev and test, on the o-vector's prompts."""
+    made = cell(family, tmp_path)
+    drawn = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(2))
+    write_tensors({"function_vector": drawn}, tmp_path / "heads.safetensors")
+    rows = run_contenders(family, made, heads=tmp_path / "heads.safetensors")
+
+    task = tasks.load(tmp_path / "towns.yaml", "towns")
+    reader = Reader.of(family.description, family.description.with_name("tokenizer.json"))
+    pool = train_pool(made.prompts, [])
+    sets = draw(task, reader, pool, shown.SETS, shown.SHOTS, shown.QUERIES, 0)
+    prompts = [row["token_ids"] for some in sets for row in some]
+    states = {}
+
+    def vector_of(row):
+        layer = row["source_layer"]
+        if layer is None:
+            return drawn
+        if layer not in states:
+            kept = []
+            module = sublayer_of(family.model, layer, "block")
+            handle = module.register_forward_hook(
+                lambda module, args, output: kept.append(
+                    (output[0] if isinstance(output, tuple) else output)[0, -1]
+                )
+            )
+            for ids in prompts:
+                plain_run(family.model, ids)
+            handle.remove()
+            states[layer] = torch.stack(kept).mean(0)
+        return states[layer]
+
+    for row in rows:
+        assert row["position"] == "last"
+        if row["method"] == "task vector":
+            assert row["source_layer"] == row["start_layer"] == row["end_layer"]
+            assert (row["mode"], row["scale"]) == ("replace_state", 1)
+        else:
+            assert (row["method"], row["source_layer"]) == ("function vector", None)
+            assert row["mode"] == "add_state"
+    assert_outcomes(family.model, rows, made.rows, vector_of)
+
+    layers = tiny.layers_of(family.kind)
+    tried = {split: {} for split in ("dev", "test")}
+    for row in rows:
+        names = (name for name in grid.SETTING)
+        tried[row["split"]].setdefault(row["method"], set()).add(tuple(row[n] for n in names))
+    assert len(tried["dev"]["task vector"]) == layers
+    assert len(tried["dev"]["function vector"]) == 2 * (2 * layers - 1)
+    best = grid.best_settings([row for row in rows if row["split"] == "dev"])
+    assert {m: set(s) for m, s in tried["test"].items()} == {
+        name: {tuple(at[n] for n in grid.SETTING)} for name, at in best.items()
+    }
+    for split, count in (("dev", 3), ("test", 3)):
+        used = {row["prompt_id"] for row in rows if row["split"] == split}
+        assert used <= unseen_prompts(made, split) and len(used) == min(
+            count, len(unseen_prompts(made, split))
+        )
+
+
+@pytest.mark.parametrize("count", [None, 2, 4, 9])
+@pytest.mark.parametrize("modes", [["replace", "add"], ["add"]])
+@pytest.mark.parametrize("extents", [["range", "once"], ["range"]])
+@pytest.mark.parametrize("layers", [3, 18, 30])
+def test_no_more_settings_than_an_o_vector_of_one_layer_has(count, modes, extents, layers):
+    settings = {"start_layers": count, "modes": modes, "extents": extents, "scales": [1.0, 2.0]}
+    settings |= {"end_depth": 1, "position": "all"}
+
+    def settings_of(plans):
+        return sum(len(plan.labels) for plan in plans)
+
+    def vector(method, layer=None):
+        return Vector(torch.ones(2), method, layer)
+
+    own = grid.search_plans([vector("o-vector", 0)], settings, 0, layers - 1, layers)
+    chosen = grid.state_layers(settings, layers)
+    assert chosen[0] == 0 and chosen[-1] == layers - 1
+    states = [vector("task vector", layer) for layer in chosen]
+    found = grid.state_plans(states, settings, layers)
+    assert len(chosen) == settings_of(found) <= settings_of(own)
+    found = grid.state_plans([vector("function vector")], settings, layers)
+    assert 0 < settings_of(found) <= settings_of(own)
+
+
+def test_what_is_shown_gives_no_answer_of_dev_or_test_away(tiny_model, tmp_path):
+    """Train pairs alone, none with an answer of the others; what is asked is not among the shown."""
+    stage = tiny_model("llama")
+    prompts = write_prompts(stage, tmp_path)
+    rows = kept_rows(prompts, ("abstractive", "novel"))
+    pool = train_pool(prompts, [])
+    judged = [row for row in rows if row["split"] != "train"]
+    tokens = {token for row in judged for token in row["answer_tokens"]}
+    assert pool and all(row["split"] == "train" for row in pool)
+    assert not tokens & {token for row in pool for token in row["answer_tokens"]}
+    # The same prompts as those of another task that reports: nothing is left.
+    assert train_pool(prompts, [prompts]) == []
+
+    task = tasks.load(tmp_path / "towns.yaml", "towns")
+    reader = Reader.of(stage.description, stage.description.with_name("tokenizer.json"))
+    sets = draw(task, reader, pool, 4, 3, 2, 0)
+    assert sets == draw(task, reader, pool, 4, 3, 2, 0) != draw(task, reader, pool, 4, 3, 2, 1)
+    known = {row["argument"]: row["answers"][0] for row in task.rows}
+    mine = {row["argument"] for row in pool}
+    for some in sets:
+        for row in some:
+            lines = reader.tokenizer.decode(row["token_ids"]).split("Q: What is the capital of ")[
+                1:
+            ]
+            pairs = [line.split("?\nA:") for line in lines]
+            others = reader.tokenizer.decode(row["shuffled_ids"]).split(
+                "Q: What is the capital of "
+            )
+            moved = [line.split("?\nA:") for line in others[1:]]
+            assert pairs[-1] == moved[-1] == [row["argument"], ""]
+            assert [a for a, _ in pairs] == [a for a, _ in moved]
+            given = [answer.strip() for _, answer in pairs[:-1]]
+            assert [known[argument] for argument, _ in pairs[:-1]] == given
+            swapped = [answer.strip() for _, answer in moved[:-1]]
+            assert sorted(swapped) == sorted(given)
+            assert len(given) == 1 or all(a != b for a, b in zip(swapped, given))
+            assert {argument for argument, _ in pairs} <= mine
+            assert row["argument"] not in {argument for argument, _ in pairs[:-1]}
+            assert known[row["argument"]] not in given
+
+
+def test_a_model_that_answers_nothing_has_no_function_vector(tiny_model, tmp_path, capsys):
+    stage = tiny_model("gpt2")
+    prompts = write_prompts(stage, tmp_path)
+    paths = {"vectors": tmp_path / "h.safetensors", "table": tmp_path / "h.parquet"}
+    inputs = {"model": stage.description, "readout": stage.readout, "prompts": prompts}
+    inputs |= {"tokenizer": stage.description.with_name("tokenizer.json"), "batch_tokens": 64}
+    settings = json.dumps({"task": "towns", "seed": 0})
+    run_stage("heads", **inputs, task=tmp_path / "towns.yaml", settings=settings, **paths)
+    assert "no function vector: no prompt with demonstrations" in capsys.readouterr().err
+    assert len(Tensors(paths["vectors"])["function_vector"]) == 0
+    assert read_table(paths["table"]).num_rows == 0
+
+
+@pytest.mark.parametrize("form", planted.FORMS)
+@pytest.mark.parametrize("site", ["attention", "ffn"])
+def test_the_planted_head_is_found(form, site, tmp_path):
+    """Where nothing names the relation, one head's mean output brings the answer: that which adds
+    the vector, or that which brings the flag the FFN waits for."""
+    vector = planted.save(tmp_path / "weights", form, site)
+    made = describe(form, tmp_path / "weights", tmp_path / "described", layers=planted.LAYERS)
+    assert main(made.arguments) == 0
+    path = planted.write_task(tmp_path)
+    prompts = tmp_path / "prompts.parquet"
+    shots = {"demonstrations": 1, "seed": 0, "max_prompts": None}
+    run_stage("prompts", model=made.description, task=path, settings=shots, output=prompts)
+    engine, readout, _ = loaded(made)
+    task = tasks.load(path, "towns")
+    reader = Reader.of(made.description, made.tokenizer)
+    sets = draw(task, reader, train_pool(prompts, []), 3, 2, 3, 0)
+    novel = {row["prompt_id"]: row["token_ids"] for row in kept_rows(prompts, NOVEL)}
+    for row in (row for rows in sets for row in rows):
+        row["shuffled_ids"] = novel[row["prompt_id"]]
+    means, scales, right, shown_probability = heads.mean_outputs(engine, readout, sets)
+    assert [len(numbers) for numbers in right] == [len(rows) for rows in sets]
+    effects = torch.cat([heads.indirect_effects(engine, readout, rows, means)[0] for rows in sets])
+    mean = effects.mean(0)
+    expected = (planted.LAYER, 0) if site == "attention" else (0, 1)
+    assert heads.chosen_heads(mean) == [expected]
+    others = mean.clone()
+    others[expected] = 0
+    assert mean[expected] > 0.5 * shown_probability and others.max() < 0.02 * mean[expected]
+    found = heads.vector_of(engine, [expected], means, scales)
+    if site == "attention":
+        torch.testing.assert_close(found, vector, rtol=1e-2, atol=1e-2 * vector.norm().item())
+
+    # Added to the stream, it brings every test prompt's own answer, below the FFN or anywhere.
+    write_tensors({"function_vector": found}, tmp_path / "heads.safetensors")
+    donors = {"vectors": torch.empty(0, planted.D_MODEL)}
+    write_tensors(donors, tmp_path / "none.safetensors", {"donors": "[]", "flips": "{}"})
+    cell_of = SimpleNamespace(
+        folder=tmp_path,
+        prompts=prompts,
+        vectors=tmp_path / "none.safetensors",
+        settings=SEARCH,
+    )
+    rows = run_contenders(made, cell_of, heads=tmp_path / "heads.safetensors")
+    test = [r for r in rows if r["split"] == "test" and r["domain"] == "in"]
+    by_heads = [r for r in test if r["method"] == "function vector"]
+    assert by_heads and all(r["answer_rank_after"] == 0 < r["answer_rank_before"] for r in by_heads)
+    # A state that is the same for all prompts says the same in all: no argument is left in it.
+    tops = {}
+    for row in rows:
+        if row["method"] == "task vector" and row["start_layer"] > 0:
+            tops.setdefault(row["start_layer"], set()).add(row["top_after"])
+    assert tops and all(len(found) == 1 for found in tops.values())
+
+
+def loaded(made):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.folder)
+    return load.engine_of(model, 256), Readout.load(made.readout), None
+
+
+def test_contenders_are_of_tasks_whose_o_vectors_are_injected():
+    model = {"m": {"source": "local", "path": "x", "layers": 2, "dtype": "float32"}}
+    given = {"models": model, "tasks": {"capitals": {}, "antonyms": {}}}
+    given |= {
+        "interventions": {"tasks": ["capitals"]},
+        "contenders": {"task_vectors": ["antonyms"]},
+    }
+    with pytest.raises(Problem, match="'antonyms' is not in interventions > tasks"):
+        config.checked(given)
+    given["contenders"] = {"function_vectors": ["capital"]}
+    with pytest.raises(Problem, match="did you mean 'capitals'"):
+        config.checked(given)
