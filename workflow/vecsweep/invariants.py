@@ -21,6 +21,7 @@ NAMED = {
     "ablations": ("task", None),
     "swaps": ("task", None),
     "patching": ("task", None),
+    "relational": ("task", None),
     "attribution": ("task", None),
 }
 

@@ -99,7 +99,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
     `tasks` lists `all` tasks, and those whose o-vectors are `injected`, or that are `ablated`,
-    `swapped` or `patched` (none if not named).
+    `swapped`, `patched` or `related` (none if not named).
     """
 
     def files(name, names=("",), output="output"):
@@ -123,6 +123,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
         "patching": files("patching", tasks.get("patched", [])),
+        "relational": files("relational", tasks.get("related", [])),
         "attribution": files("attribution", tasks["all"]),
     }
 
