@@ -9,10 +9,12 @@ from conftest import run_stage
 from test_ablations import write_prompts
 from test_edits import block_of
 from test_swaps import chain
+from vecsweep import Problem, config
 from vecsweep.engine import load
 from vecsweep.engine.edits import clean_runs
 from vecsweep.engine.jacobian import jacobians
 from vecsweep.files import read_table
+from vecsweep.stages import relational
 from vecsweep.stages.relational import Setting, best, partners, ranks_of, spread
 from vecsweep.tasks.rows import argument_ends, kept_rows
 
@@ -102,21 +104,21 @@ def related(folder, form, site, **settings):
 @pytest.mark.parametrize("form", planted.FORMS)
 def test_a_linear_relation_is_found(form, tmp_path):
     """Block 1 reads the argument where it stands, and writes what its code is mapped to."""
-    found = related(tmp_path, form, "linear")
+    # After block 1 the argument's token says the answer too: all maps are of the state after block 0.
+    found = related(tmp_path, form, "linear", layers=1)
     shares = {}
     for row in found:
         if row["split"] == "test":
             key = row["measure"], row["method"]
             shares.setdefault(key, []).append(row["success"])
-            # After block 1 the answer has left the argument's token.
-            assert row["layer"] == 0 or row["method"] in ("identity", "translation", "regression")
     means = {key: sum(values) / len(values) for key, values in shares.items()}
     # Pairs that no Jacobian was taken of: the map is the model's own, not learnt from pairs.
     assert means["faithfulness", "lre"] == 1 == means["causality", "substitution"]
     # Its 24 directions are alike: the ranks tried, 16 and 32, keep some, or rounding too.
     assert means["causality", "lre"] > 0.7 > 0.3 > means["causality", "identity"]
-    for method in ("identity", "translation", "regression"):
-        assert means["faithfulness", method] < 0.5, means
+    # A step from arguments to answers does something here: an argument and its answer share a code.
+    assert means["faithfulness", "translation"] < 1
+    assert means["faithfulness", "identity"] == 0 == means["faithfulness", "regression"]
 
 
 def test_what_is_chosen():
@@ -133,6 +135,31 @@ def test_what_is_chosen():
     assert spread(1, 5) == [0]
     svd = torch.linalg.svd(torch.diag(torch.tensor([3.0] * 10 + [1e-9] * 22)))
     assert ranks_of(svd) == [4, 8, 10] and ranks_of(None) == [None]
+
+
+@pytest.mark.parametrize(
+    "how", [{"shards": 2}, {"offload": True}, {"engine": "tensor", "shards": 2}]
+)
+def test_a_model_in_several_processes_is_refused_before_any_job(how):
+    model = {"source": "local", "path": "weights", "layers": 3, "dtype": "float32"}
+    content = {"models": {"m": model, "wide": model | how}, "tasks": {"capitals": {}}}
+    assert config.checked(content)["relational"]["tasks"] == []
+    for tasks in (["capitals"], None):
+        with pytest.raises(Problem, match="Jacobians need wide in one process.*; write relational"):
+            config.checked(content | {"relational": {"tasks": tasks}})
+    content["models"].pop("wide")
+    config.checked(content | {"relational": {"tasks": ["capitals"]}})
+
+
+def test_long_jacobians_are_announced(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(relational.time, "monotonic", lambda: now[0])
+    for runs, seconds, says in ((4, 60, "of 8 prompts: about 8 minutes"), (4, 1, ""), (0, 600, "")):
+        progress = relational.announced(runs, 8)
+        now[0] += seconds
+        progress(32, 64)
+        progress(64, 64)
+        assert says in capsys.readouterr().err if says else not capsys.readouterr().err
 
 
 def test_partners_have_another_answer():
