@@ -158,6 +158,8 @@ def _heads(f, form, site) -> dict[int, list]:
         6 * LEANS * f.copied,  # outweighs twice the lean
         False,
     )
+    if site == "linear":  # no state but the argument's own has it, up to block 1
+        return {1: [(*last_argument[:2], f.pair, KNOWN * f.copied, True)]}
     heads = {0: [last_argument, (*to_relation, _rows(f.flag), False)], 1: [copy]}
     if site == "attention":
         heads[LAYER] = [(*to_relation, _rows(planted_vector(f)), False)]
@@ -212,8 +214,9 @@ def _attention_matrices(form, heads):
 def build(form, site="ffn"):
     """(model, planted vector): a causal LM of a form, its function applied by `site`.
 
-    A site is `ffn`, `attention`, `lookup` for an FFN that recalls each answer, or `class` for one
-    whose vector is all that answers have.
+    A site is `ffn`, `attention`, `lookup` for an FFN that recalls each answer, `class` for one
+    whose vector is all that answers have, or `linear` for a head of block 1 that reads the argument
+    where it stands and writes what one matrix makes of it: its answer.
     """
     f = Features()
     model = _model(form)

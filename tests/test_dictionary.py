@@ -18,9 +18,12 @@ from vecsweep.tools import scale
 SIZE = scale.Size(models=2, tasks=2, layers=4, layers_per_job=2, prompts=8, novel=8, vocabulary=40)
 
 
+NOT_MADE = {"heads", "ablations", "swaps", "patching", "relational"}
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Made-up results of every stage but heads, ablations and swaps, and their summary."""
+    """Made-up results of every stage but those of NOT_MADE, and their summary."""
     folder = tmp_path_factory.mktemp("dictionary") / "results"
     scale.make(SIZE.sweep(folder), SIZE)
     assert main(scale.summary(SIZE.sweep(folder), 200)) == 0
@@ -60,7 +63,7 @@ def test_what_stages_write(results):
         assert pq.read_schema(path).remove_metadata().equals(tables.schema(name)), path
         assert tables.read(name, path).schema.remove_metadata().equals(tables.schema(name))
         seen.add(name)
-    assert seen == tables.dictionary()["files"].keys() - {"heads", "ablations", "swaps"}
+    assert seen == tables.dictionary()["files"].keys() - NOT_MADE
 
 
 def test_nothing_is_described_twice():

@@ -46,6 +46,7 @@ CONFIG = {
     "interventions": {"tasks": ["verbs"], "dev_prompts": 1, "test_prompts": 1},
     "ablations": {"tasks": ["verbs"], "max_prompts": 1},
     "swaps": {"tasks": ["verbs"]},
+    "patching": {"tasks": ["verbs"]},
 }
 
 
@@ -238,6 +239,11 @@ CHANGES = {
     "ablations.max_prompts": 2,
     "swaps.tasks": ["towns", "verbs"],
     "swaps.prompts": 2,
+    "patching.tasks": ["towns", "verbs"],
+    "patching.prompts": 2,
+    "relational.tasks": ["towns"],  # it refuses shards, and is off
+    "relational.train": {"train": 2, "tasks": ["verbs"]},
+    "relational.layers": {"layers": 1, "tasks": ["verbs"]},
     "summary.resamples": 200,
 }
 # What lays out the grid has new cells, and what reads them.
@@ -248,6 +254,8 @@ NEW_CELLS = {
     "contenders.function_vectors": ("verbs", {"heads", "contenders"}),
     "ablations.tasks": ("towns", {"ablations"}),
     "swaps.tasks": ("towns", {"swaps"}),
+    "patching.tasks": ("towns", {"patching"}),
+    "relational.tasks": ("towns", {"relational"}),
 }
 
 

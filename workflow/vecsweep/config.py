@@ -18,6 +18,7 @@ LISTS = (
     "ablations.twins",
     "swaps.tasks",
     "patching.tasks",
+    "relational.tasks",
 )
 # The keys that say where a model is, by its source.
 SOURCES = {"package": ("files",), "local": ("path",), "hub": ("id", "revision")}
@@ -103,6 +104,8 @@ def checked(config: dict) -> dict:
     for name, model in config["models"].items():
         _check_model(name, model)
     config["models"] = series.expanded(config["models"])
+    if config["relational"]["tasks"] != []:
+        _check_one_process(config["models"])
     for section in ("models", "tasks"):
         _check_names(section, config[section])
     _check_lists(config, rules)
@@ -157,6 +160,16 @@ def _check_model(name, model):
             f"config, models > {name}: engine: single takes one process, not shards: "
             f"{model['shards']}; write engine: auto or shards: 1"
         )
+
+
+def _check_one_process(models):
+    """Problem if a model is run in a way that no gradient can be taken through."""
+    for name, model in models.items():
+        if model["shards"] > 1 or model["offload"] or model["engine"] in ("tensor", "zero"):
+            raise Problem(
+                f"config, relational > tasks: Jacobians need {name} in one process, without offload; "
+                "write relational: {tasks: []}, or shards: 1 and engine: auto there"
+            )
 
 
 def _check_names(section, names):

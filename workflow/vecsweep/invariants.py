@@ -22,6 +22,7 @@ NAMED = {
     "ablations": ("task", None),
     "swaps": ("task", None),
     "patching": ("task", None),
+    "relational": ("task", None),
     "attribution": ("task", None),
 }
 

@@ -302,6 +302,17 @@ ROWS = (
         **LONG,
     ),
     Stage(
+        "relational",
+        "the relation as one linear map of the argument's state: faithful, causal, beside simpler maps",
+        inputs=ENGINE
+        | PROMPTS
+        | {"tokenizer": Input("models", "tokenizer"), "stages": Input("stages")},
+        outputs={"output": TABLE},
+        keys=("relational.train", "relational.layers", "prompts.seed"),
+        tasks="relational.tasks",
+        **LONG,
+    ),
+    Stage(
         "attribution",
         "what each sublayer adds to the answer's logit over the argument's",
         inputs=MODEL | PROMPTS | {"states": Input("states")},
@@ -328,6 +339,7 @@ SUMMARY = Stage(
         "ablations": Input("ablations"),
         "swaps": Input("swaps"),
         "patching": Input("patching"),
+        "relational": Input("relational"),
         "attribution": Input("attribution"),
     },
     # The grid itself is a setting too: see `Sweep.settings`.

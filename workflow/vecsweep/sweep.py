@@ -196,6 +196,7 @@ class Sweep:
                 "ablated": self.listed("ablations.tasks"),
                 "swapped": self.listed("swaps.tasks"),
                 "patched": self.listed("patching.tasks"),
+                "related": self.listed("relational.tasks"),
             }
         return found
 

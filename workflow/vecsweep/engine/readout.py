@@ -96,6 +96,12 @@ class Readout:
             logits = logits + self.bias[index]
         return logits.masked_fill(tokens < 0, -torch.inf)
 
+    def best(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Of each state's tokens [n, k], padded with -1, that with the largest logit, [n]."""
+        tokens = tokens.to(states.device)
+        place = self.logits_at(self.normed(states), tokens).argmax(-1, keepdim=True)
+        return tokens.gather(1, place)[:, 0]
+
     def difference(self, states: torch.Tensor, tokens: torch.Tensor, others: torch.Tensor):
         """(directions [n, d_model], constants [n]): logit(token) - logit(other) is linear in a part.
 

@@ -141,6 +141,20 @@ patched AS (
     FROM patches JOIN models USING (model)
     GROUP BY ALL
 ),
+fits AS (
+    SELECT model, task, split, measure, method, layer, beta, "rank",
+           [count(*), sum(hash(prompt_id, other_id))] AS which,
+           bool_and(coalesce(success IS NOT NULL AND chance BETWEEN 0 AND 1, false)) AS sound
+    FROM relational
+    GROUP BY ALL
+),
+related AS (
+    SELECT model, task,
+           bool_and(sound) AND count(DISTINCT which) = 1
+               AND (split = 'dev' OR count(*) = count(DISTINCT method)) AS sound
+    FROM fits
+    GROUP BY model, task, split, measure
+),
 words AS (
     SELECT model, any_value(vocabulary) IS NOT DISTINCT FROM count(token_id)
                   AND count(DISTINCT token_id) = count(*)
@@ -204,6 +218,9 @@ FROM exchanged WHERE NOT coalesce(sound, false)
 UNION ALL
 SELECT 'patching', model, task, NULL, 'not the same pairs at every layer, part and token'
 FROM patched WHERE NOT coalesce(sound, false)
+UNION ALL
+SELECT 'relational', model, task, NULL, 'not the same prompts at every setting, or several on test'
+FROM related WHERE NOT coalesce(sound, false)
 UNION ALL
 SELECT 'models', model, NULL, NULL, 'vocabulary.parquet has not just the tokens that model.json counts'
 FROM words WHERE NOT coalesce(sound, false)

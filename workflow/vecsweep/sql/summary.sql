@@ -73,6 +73,9 @@ SELECT * FROM read_parquet($swaps);
 CREATE TABLE patching AS
 SELECT * FROM read_parquet($patching);
 
+CREATE TABLE relational AS
+SELECT * FROM read_parquet($relational);
+
 CREATE TABLE attribution AS
 SELECT * FROM read_parquet($attribution);
 

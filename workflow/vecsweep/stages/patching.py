@@ -103,9 +103,7 @@ def restored(engine, readout, runs: list, answers, partner, place: int, progress
     order = torch.tensor([row for clean in runs for row in clean.rows]).argsort()
     if readout is not None:
         last = torch.cat([clean.last for clean in runs])[order]
-        answers = answers.to(last.device)
-        best = readout.logits_at(readout.normed(last), answers).argmax(-1, keepdim=True)
-        own = answers.gather(1, best)[:, 0]
+        own = readout.best(last, answers)
         asked = torch.stack([own[partner], own], 1)
         before = minus(readout, last, asked)
         ends = -before[partner]  # the same two logits in the source's run

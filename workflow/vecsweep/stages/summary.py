@@ -100,8 +100,8 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
     `tasks` lists `all` tasks, those whose o-vectors are `injected`, of these those `contended` by other
-    methods and those whose vectors are `by_heads`, and those that are `ablated`, `swapped` or
-    `patched` (none if not named).
+    methods and those whose vectors are `by_heads`, and those that are `ablated`, `swapped`, `patched`
+    or `related` (none if not named).
     """
 
     def files(name, names=("",), output="output"):
@@ -127,6 +127,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
         "patching": files("patching", tasks.get("patched", [])),
+        "relational": files("relational", tasks.get("related", [])),
         "attribution": files("attribution", tasks["all"]),
     }
 
