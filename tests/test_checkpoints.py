@@ -138,7 +138,7 @@ def test_figures_of_the_run(swept, name, panels, tmp_path):
         figure = figures.drawer(name)(swept.connection)
     drawn = figure.axes
     assert len(drawn) == panels
-    line = drawn[0].lines[0] if name == "checkpoints" else drawn[0].lines[-1]
+    line = drawn[0].lines[0]
     query = f"SELECT {'correct' if name == 'checkpoints' else 'rise'} FROM checkpoints"
     values = [value for (value,) in swept.connection.execute(query).fetchall() if value is not None]
     assert list(line.get_ydata())[-len(values) :] == values
@@ -270,9 +270,9 @@ def two_series(tmp_path_factory):
     """A made-up sweep: a series from step 0 on, and one that ends with main."""
     names = iter(test_figures.NAMES)
     known = [("first", step) for step in (0, 1000, 143_000)]
-    known += [("another-series-with-a-long-name", step) for step in (2000, 8000, None)]
+    known += [("another-series-with-a-long-name", step) for step in (2000, None)]
     of = {next(names): [*pair] for pair in known}
-    return test_figures.make_database(tmp_path_factory.mktemp("two"), 6, 3, series=of)
+    return test_figures.make_database(tmp_path_factory.mktemp("two"), 5, 1, series=of)
 
 
 @pytest.mark.parametrize("name, panels", [("checkpoints", 6), ("checkpoint_vectors", 4)])
@@ -284,8 +284,8 @@ def test_figures_of_two_series(two_series, name, panels, tmp_path):
             figure.draw_without_rendering()
     shown = test_figures.texts(figure)
     said = [text.replace("\n", " ") for text, _ in shown]
-    assert {"main", "100k", "0", "Capitals", "US capitals", "Past tense", "first"} <= {*said}
-    assert "another-series- with-a-long-name" in said or "another-series-with- a-long-name" in said
+    assert {"main", "2k", "100k", "0", "Capitals", "first"} <= {*said}
+    assert "another-series-with-a-long-name" in [text.replace(" ", "") for text in said]
     assert len(test_figures.panels(figure)) == panels <= drawing.PANELS
     for k, (text, box) in enumerate(shown):
         assert figure.bbox.x0 - 1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text
