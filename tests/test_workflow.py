@@ -21,7 +21,7 @@ import tiny
 from conftest import REPO
 from vecsweep.config import schema as config_schema
 from vecsweep.figures import FIGURES
-from vecsweep.layout import EXECUTION, STAGES
+from vecsweep.layout import EXECUTION, ROWS, STAGES
 
 BIN = Path(sys.executable).parent
 CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles"]
@@ -202,6 +202,8 @@ CHANGES = {
     "models.path": "weights/other",
     "models.id": HUB,
     "models.revision": HUB,
+    "models.revisions": {key: HUB[key] for key in HUB if key != "revision"}
+    | {"revisions": {"step1": "0" * 40}},
     "models.sha256": "0" * 64,
     "models.layers": {"layers": 4, "path": "weights/other"},
     "models.dtype": "bfloat16",
@@ -248,6 +250,7 @@ CHANGES = {
 }
 # What lays out the grid has new cells, and what reads them.
 NEW_CELLS = {
+    "models.revisions": ("seq@step1", {stage.name for stage in ROWS}),
     "models.layers_per_job": ("seq", {"lens", "interventions"}),
     "interventions.tasks": ("towns", {"ovectors", "interventions", "selection"}),
     "contenders.task_vectors": ("verbs", {"contenders"}),

@@ -7,21 +7,40 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+try:
+    import vecsweep
+except ModuleNotFoundError:
+    raise WorkflowError(
+        "the package vecsweep is not installed; clone its repository, and pip install -e the clone"
+    ) from None
+
 from vecsweep import Problem, config as vecsweep_config, slurm
 from vecsweep.engine import folders
 from vecsweep.figures import wanted
-from vecsweep.files import read_json, write_json
+from vecsweep.files import PACKAGE, read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.resources import Requests, read_site
 
-HERE = Path(workflow.basedir)
+HERE = PACKAGE.parent.parent  # a module's Snakefile may stand in another folder, or be fetched
+# As a module of another workflow: where its `prefix` or `replace_prefix` puts results.
+RESULTS = workflow.modifier.path_modifier.replace_prefix("results/").rstrip("/")
+IN_MODULE = not workflow.modifier.is_main_snakefile()
+
+
+def declared(path):
+    """A path as rules name it: Snakemake itself puts a module's prefix before relative ones."""
+    if RESULTS == "results":
+        return path
+    inside = path.startswith(f"{RESULTS}/")
+    return f"results/{path.removeprefix(RESULTS + '/')}" if inside else os.path.abspath(path)
+
 
 try:
     for file in workflow.configfiles:
         vecsweep_config.read(file)  # a key that stands twice is lost in what Snakemake read
     config = vecsweep_config.checked(config)
-    SWEEP = Sweep(config)
+    SWEEP = Sweep(config, RESULTS)
     # Every task is read before any job starts: a mistake in a table costs no sweep.
     SWEEP.loaded
     if workflow.is_main_process:
@@ -33,10 +52,11 @@ except Problem as problem:
 
 MODULES = " ".join(map(shlex.quote, SITE["modules"]))
 # Jobs find the package also in a conda environment or container that does not have it.
-PACKAGE = shlex.quote(str(HERE / "workflow"))
-shell.prefix(
-    f"export PYTHONPATH={PACKAGE}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+CODE = shlex.quote(str(HERE / "workflow"))
+VECSWEEP = (
+    f"export PYTHONPATH={CODE}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
     + (f'[ -z "$SLURM_JOB_ID" ] || module load {MODULES}; ' if MODULES else "")
+    + "python -m vecsweep"
 )
 
 if workflow.is_main_process:
@@ -61,13 +81,18 @@ def reads(stage, cells):
     found = {}
     for cell in cells:
         for paths in (*SWEEP.inputs(stage, cell).values(), SWEEP.data(stage, cell)):
-            found |= dict.fromkeys(paths)
+            found |= dict.fromkeys(map(declared, paths))
     return list(found)
+
+
+def made(stage, cell):
+    """Option -> file that a cell's job writes."""
+    return {option: declared(path) for option, path in SWEEP.outputs(stage, cell).items()}
 
 
 def written(stage):
     """Option -> pattern of what a stage's jobs write."""
-    patterns = SWEEP.outputs(stage, Cell(*(f"{{{part}}}" for part in Cell._fields)))
+    patterns = made(stage, Cell(*(f"{{{part}}}" for part in Cell._fields)))
     return {
         option: directory(path) if stage.outputs[option].endswith("/") else path
         for option, path in patterns.items()
@@ -75,11 +100,12 @@ def written(stage):
 
 
 # What no other stage reads: rule all asks for it.
-UNREAD = [path for s in ENDS for cell in SWEEP.cells(s) for path in SWEEP.outputs(s, cell).values()]
+UNREAD = [path for s in ENDS for cell in SWEEP.cells(s) for path in made(s, cell).values()]
+DATABASE = made(SUMMARY, Cell())["database"]
 
 # Which tasks a job takes together. Jobs on other nodes read this file anew while results come in:
 # the groups are noted when a run starts.
-NOTED = Path("results/groups.json")
+NOTED = Path(RESULTS) / "groups.json"
 CORES = workflow.resource_settings.cores or 1
 if not workflow.is_main_process and NOTED.exists():
     GROUPS = read_json(NOTED)
@@ -113,10 +139,16 @@ if workflow.is_main_process:
         for name, settings in FIGURE_SETTINGS.items()
     }
     try:
-        BEFORE = note(SWEEP.all_settings() | figures)
+        BEFORE = note(SWEEP.all_settings() | figures | ({str(NOTED): GROUPS} if IN_MODULE else {}))
     except Problem as problem:
         raise WorkflowError(str(problem)) from None
-    atexit.register(lambda: restore(BEFORE))
+
+    def undo():
+        # A module's `onstart` is not called.
+        if not (IN_MODULE and workflow.scheduler and not workflow.dryrun):
+            restore(BEFORE)
+
+    atexit.register(undo)
 
 
 onstart:

@@ -8,8 +8,9 @@ def drawing(names):
     return " --and ".join(
         shlex.join(
             ["figures", "--settings", json.dumps({"name": name})]
-            + ["--database", "results/summary.duckdb"]
-            + ["--svg", f"results/figures/{name}.svg", "--png", f"results/figures/{name}.png"]
+            + ["--database", f"{RESULTS}/summary.duckdb"]
+            + ["--svg", f"{RESULTS}/figures/{name}.svg"]
+            + ["--png", f"{RESULTS}/figures/{name}.png"]
         )
         for name in names
     )
@@ -22,7 +23,7 @@ for names in FIGURE_GROUPS + [[name] for name in DRAWN if name not in sum(FIGURE
         name:
             f"figure_{names[0]}"
         input:
-            database="results/summary.duckdb",
+            database=DATABASE,
             settings=[f"results/settings/figures/{name}.json" for name in names],
         output:
             # A caption each.
@@ -49,4 +50,4 @@ for names in FIGURE_GROUPS + [[name] for name in DRAWN if name not in sum(FIGURE
         message:
             "figure " + ", ".join(names)
         shell:
-            "python -m vecsweep {params.command} > {log} 2>&1"
+            VECSWEEP + " {params.command} > {log} 2>&1"

@@ -1,9 +1,9 @@
 rule page:
     input:
-        "results/summary.duckdb",
+        DATABASE,
         [path for path in PICTURES if path.endswith(".svg")],
         expand(HERE / "workflow" / "report" / "{name}.rst", name=DRAWN),
-        SWEEP.settings_file(PAGE, Cell()),
+        declared(SWEEP.settings_file(PAGE, Cell())),
     output:
         "results/index.html",
     log:
@@ -14,7 +14,12 @@ rule page:
     localrule: True
     conda:
         "../../envs/tables.yaml"
+    params:
+        places=shlex.join(
+            ["--database", f"{RESULTS}/summary.duckdb", "--figures", f"{RESULTS}/figures"]
+            + ["--output", f"{RESULTS}/index.html"]
+        ),
     message:
         "index.html"
     shell:
-        "python -m vecsweep page 2> {log}"
+        VECSWEEP + " page {params.places} 2> {log}"

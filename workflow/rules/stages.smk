@@ -52,7 +52,7 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
         message:
             said(stage, *words)
         shell:
-            "python -m vecsweep {params.command} > {log} 2>&1"
+            VECSWEEP + " {params.command} > {log} 2>&1"
 
 
 # A job takes several tasks: a rule for each group of them.
@@ -70,7 +70,7 @@ for model, by_stage in GROUPS.items():
                     input:
                         reads(stage, cells),
                     output:
-                        [path for cell in cells for path in SWEEP.outputs(stage, cell).values()],
+                        [path for cell in cells for path in made(stage, cell).values()],
                     log:
                         f"logs/{place}.log",
                     benchmark:
@@ -85,4 +85,4 @@ for model, by_stage in GROUPS.items():
                     message:
                         said(stage, model, ", ".join(members), layers)
                     shell:
-                        "python -m vecsweep {params.command} > {log} 2>&1"
+                        VECSWEEP + " {params.command} > {log} 2>&1"

@@ -24,5 +24,7 @@ rule summary:
     message:
         "summary.duckdb and the tables"
     shell:
-        "python -m vecsweep summary --settings {params.settings:q} --memory {resources.mem_mb}"
+        VECSWEEP
+        + " summary --settings {params.settings:q} --memory {resources.mem_mb}"
+        + f" --results {shlex.quote(RESULTS)}"
         " --database {output.database} --tables {output.tables} > {log} 2>&1"

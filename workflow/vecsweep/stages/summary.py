@@ -153,8 +153,8 @@ def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> N
 
 def add_series(connection, series: dict[str, list]) -> None:
     """Fill columns `series` and `step` of table `models`, from {model: [series, step]}."""
-    rows = [[*of, model] for model, of in series.items()]
-    connection.executemany("UPDATE models SET series = ?, step = ? WHERE model = ?", rows)
+    for model, of in series.items():
+        connection.execute("UPDATE models SET series = ?, step = ? WHERE model = ?", [*of, model])
 
 
 def add_chances(connection) -> None:
