@@ -70,7 +70,11 @@ for model, by_stage in GROUPS.items():
                     input:
                         reads(stage, cells),
                     output:
-                        [path for cell in cells for path in SWEEP.outputs(stage, cell).values()],
+                        [
+                            kept(stage, path)
+                            for cell in cells
+                            for path in SWEEP.outputs(stage, cell).values()
+                        ],
                     log:
                         f"logs/{place}.log",
                     benchmark:
