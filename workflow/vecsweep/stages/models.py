@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from vecsweep import Problem, tables
 from vecsweep.engine import folders, sources
 from vecsweep.engine.checkpoint import Checkpoint, is_tied
-from vecsweep.engine.sources import PLAIN
 from vecsweep.engine.families import FAMILIES, family_of, is_parallel, module_at
+from vecsweep.engine.sources import PLAIN
 from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
