@@ -86,7 +86,9 @@ huggingface_hub.snapshot_download("owner/tiny", revision="0" * 40)
 
 
 def test_a_job_that_would_reach_out_says_so_at_once(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))
+    }
     environment |= {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     words = command("stages", lens=[tmp_path / "none.parquet"], output=tmp_path / "out.parquet")
     done = subprocess.run(
@@ -103,4 +105,3 @@ def test_only_a_model_from_the_hub_may_reach_it(stage):
     for source in ("hub", "local", "package"):
         args = SimpleNamespace(command=stage, settings={"source": source})
         assert fetches(args) == (stage == "models" and source == "hub")
-

@@ -247,6 +247,7 @@ CHANGES = {
     "relational.train": {"train": 2, "tasks": ["verbs"]},
     "relational.layers": {"layers": 1, "tasks": ["verbs"]},
     "summary.resamples": 200,
+    "keep.states": False,
 }
 # What lays out the grid has new cells, and what reads them.
 NEW_CELLS = {
@@ -266,7 +267,8 @@ def test_every_key_of_the_config_has_a_case():
     assert CHANGES.keys() == {*leaves(config_schema())}
     named = {key for stage in STAGES.values() for key in stage.keys}
     execution = {f"models.{key}" for key in EXECUTION}
-    assert named | execution | NEW_CELLS.keys() | {"tasks.max_prompts"} == CHANGES.keys()
+    others = {"tasks.max_prompts", "keep.states"}
+    assert named | execution | NEW_CELLS.keys() | others == CHANGES.keys()
 
 
 def following(names):
@@ -517,6 +519,45 @@ def test_setting_of_a_late_stage_reruns_from_there(project):
 
 
 SUMMARY = "results/summary.duckdb"
+
+
+@pytest.fixture
+def gone(project):
+    """The finished project, its states put aside: what the run below says of them, it removes."""
+    states = project.folder / "results" / "states"
+    kept = states.rename(project.folder / "kept")
+    yield project
+    shutil.rmtree(states, ignore_errors=True)
+    kept.rename(states)
+
+
+def to_run(project, config, *goals):
+    """ "STAGE of TASK" of every job of a dry run for goals, or for all."""
+    done = snakemake(project, config, "--dry-run", *(("--", *goals) if goals else ()))
+    assert done.returncode == 0, done.stdout
+    found = re.findall(r"^Job \d+: (\w+): (\w+ of .+)$", done.stdout, re.MULTILINE)
+    return {f"{model} {said}" for model, said in found}
+
+
+def test_states_that_are_let_go_are_made_again_only_where_they_are_read(gone):
+    lean = {"keep": {"states": False}}
+    assert to_run(gone, CONFIG | lean) == set()
+    assert to_run(gone, edited(("summary", "resamples", 200)) | lean) == set()
+    # Other readers of theirs run again too, as Snakemake sees their input change.
+    found = to_run(gone, edited(("ovectors", "per_layer", 2)) | lean)
+    assert {"seq states of verbs", "par states of verbs"} <= found
+    assert not [job for job in found if "towns" in job or "prompts" in job]
+    tiny.write_task(gone.folder / "tasks", "late")
+    more = edited(("tasks", "late", {"file": "tasks/late.yaml"}), ("models", "par", {})) | lean
+    more["models"] = {"seq": CONFIG["models"]["seq"]}
+    found = to_run(gone, more)
+    assert "seq states of late" in found and not [job for job in found if "late" not in job]
+    # They are removed by the run that made them, and the next one starts no job.
+    goals = [f"results/{name}/seq/late.parquet" for name in ("stages", "attribution")]
+    done = snakemake(gone, more, "--", *goals)
+    assert done.returncode == 0 and "seq: states of late" in done.stdout, done.stdout
+    assert not [*(gone.folder / "results" / "states").rglob("*.safetensors")]
+    assert to_run(gone, more, *goals) == set()
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ def mixed(cluster, tmp_path_factory):
     made.config["models"]["far"] = hub | {"layers": 3, "dtype": "float32"}
     hub_cache(made.folder / "weights" / "small", made.folder / "hub", "owner/tiny", REVISION)
     last = last_job(cluster)
-    soon = ("--slurm-init-seconds-before-status-checks", "2", "--logger", "vecsweep")
+    options = ("--logger", "vecsweep", "--slurm-init-seconds-before-status-checks", "2")
     changes = {"HF_HUB_CACHE": str(made.folder / "hub"), "HF_HUB_OFFLINE": "1"}
     try:
-        process = made.start("--profile", "slurm", *soon, *STATES, **changes)
+        process = made.start(*STATES, "--profile", "slurm", *options, **changes)
         assert process.wait(timeout=300) == 0, made.output()[-6000:]
     finally:
         made.end()

@@ -94,9 +94,14 @@ def written(stage):
     """Option -> pattern of what a stage's jobs write."""
     patterns = made(stage, Cell(*(f"{{{part}}}" for part in Cell._fields)))
     return {
-        option: directory(path) if stage.outputs[option].endswith("/") else path
+        option: directory(path) if stage.outputs[option].endswith("/") else kept(stage, path)
         for option, path in patterns.items()
     }
+
+
+def kept(stage, path):
+    """An output; Snakemake removes one that the config does not keep, after its last reader."""
+    return path if SWEEP.is_kept(stage) else temp(path)
 
 
 # What no other stage reads: rule all asks for it.

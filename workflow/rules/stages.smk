@@ -70,7 +70,7 @@ for model, by_stage in GROUPS.items():
                     input:
                         reads(stage, cells),
                     output:
-                        [path for cell in cells for path in made(stage, cell).values()],
+                        [kept(stage, path) for c in cells for path in made(stage, c).values()],
                     log:
                         f"logs/{place}.log",
                     benchmark:

@@ -78,8 +78,10 @@ def run(jobs: list[argparse.Namespace]) -> int:
 
 
 def fetches(args: argparse.Namespace) -> bool:
-    """Whether a command may reach the hub: stage models, of a model from there."""
-    return args.command == "models" and args.settings.get("source") == "hub"
+    """Whether a command may reach the hub: stage models of a model from there, tool preview."""
+    if args.command == "models":
+        return args.settings.get("source") == "hub"
+    return args.command == "preview"
 
 
 def quieten() -> None:

@@ -176,6 +176,8 @@ def _check_names(section, names):
     """Problem if two names are one on a disk that does not tell capitals apart."""
     seen: dict[str, str] = {}
     for name in names:
+        if name != name.strip():  # a pattern's end allows a line's end
+            raise Problem(f"config, {section}: the name {name!r} ends in a space; remove it")
         if other := seen.get(name.casefold()):
             raise Problem(
                 f"config, {section}: '{other}' and '{name}' would share their results; rename one"

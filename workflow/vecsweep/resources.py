@@ -49,7 +49,9 @@ def read_site(folder: Path) -> dict:
         if not isinstance(other, dict):
             raise Problem(f"{where}: {other!r} has no keys; write {{key: value}}")
         for key in other.keys() - {*own}:
-            raise Problem(f"{where}: unknown key '{key}'{nearest(key, own)}; write {', '.join(own)}")
+            raise Problem(
+                f"{where}: unknown key '{key}'{nearest(key, own)}; write {', '.join(own)}"
+            )
         check_values(site | other, where)
     return site
 

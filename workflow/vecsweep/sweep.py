@@ -247,9 +247,20 @@ class Sweep:
     def _outdated(self) -> set[tuple[str, Cell]]:
         """(stage, cell) of every result that is missing, older than what it is made of, or about to be.
 
-        As Snakemake will see it, or more: it compares small files by content too.
+        As Snakemake will see it, or more: it compares small files by content too. States that were
+        let go are outdated only where what reads them is.
         """
-        found: set[tuple[str, Cell]] = set()
+        readers = self._readers_of_gone()
+        wanted: set[tuple[str, Cell]] = set()  # states to make again for one of their readers
+        while True:
+            found = self._outdated_but(readers, wanted)
+            more = {state for state, of in readers.items() if not found.isdisjoint(of)} - found
+            if not more:
+                return found
+            wanted |= more
+
+    def _outdated_but(self, readers, wanted):
+        found = set(wanted)
         for stage, cell in (*self.jobs(), (SUMMARY, Cell())):
             needed = [path for paths in self._needed(stage, cell).values() for path in paths]
             changed = read_note(needed[0]) != self.settings(stage, cell)
@@ -259,10 +270,37 @@ class Sweep:
                 if not what.optional
                 for source in self.sources(what, cell)
             )
-            written = list(self.outputs(stage, cell).values())
+            # Those of what is gone are as old as what was made of it.
+            made = readers.get((stage.name, cell)) or [(stage.name, cell)]
+            written = [p for name, each in made for p in self.outputs(STAGES[name], each).values()]
             if changed or any(before) or older(written, needed + self.data(stage, cell)):
                 found.add((stage.name, cell))
         return found
+
+    def is_kept(self, stage: Stage) -> bool:
+        """Whether a stage's results stay when all that reads them is made."""
+        return stage.name != "states" or self.config["keep"]["states"]
+
+    def _readers_of_gone(self) -> dict[tuple[str, Cell], list[tuple[str, Cell]]]:
+        """Results that are let go and not there -> the results that are made of them."""
+        stage = STAGES["states"]
+        if self.is_kept(stage):
+            return {}
+        found: dict[tuple[str, Cell], list[tuple[str, Cell]]] = {
+            (stage.name, cell): []
+            for cell in self.cells(stage)
+            if not all(map(os.path.exists, self.outputs(stage, cell).values()))
+        }
+        for reader in ROWS:
+            if any(what.stage == stage.name for what in reader.inputs.values()):
+                for cell in self.cells(reader):
+                    if (state := (stage.name, cell._replace(layers=""))) in found:
+                        found[state].append((reader.name, cell))
+        return found
+
+    def let_go(self) -> set[tuple[str, Cell]]:
+        """(stage, cell) of results that are gone since all that reads them is made."""
+        return {state for state in self._readers_of_gone() if state not in self._outdated}
 
     def waiting_models(self) -> list[str]:
         """The models that stage `models` is to bring here, or to bring anew."""

@@ -177,6 +177,9 @@ def tensor_shapes(about: str, folder: Path) -> dict[str, tuple[int, ...]]:
     listed = json_object(about, index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
         raise Problem(f"{about}: {index} has no weight_map of tensors to files; {AGAIN}")
+    for file in listed.values():
+        if Path(file).name != file:
+            raise Problem(f"{about}: {index} names '{file}', outside its folder; {AGAIN}")
     headers = {file: header(about, folder / file) for file in sorted(set(listed.values()))}
     for key, file in listed.items():
         if key not in headers[file]:

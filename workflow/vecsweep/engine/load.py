@@ -18,7 +18,7 @@ from vecsweep.engine.families import (
     size_in,
     update_scale,
 )
-from vecsweep.engine.sources import check_weights, weights_folder
+from vecsweep.engine.sources import PLAIN, check_weights, weights_folder
 from vecsweep.files import read_json
 
 
@@ -114,7 +114,7 @@ def load(
         checkpoint.check_files(folder)
         check_weights(description, folder, sharded.process(), shards)
     dtype = getattr(torch, description["dtype"])
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, **PLAIN)
     heads = config.num_attention_heads
     sharding = sharded.choose(wanted, shards, description["family"], heads, offload)
     print(f"engine: {sharding}, shards: {shards}", file=sys.stderr)
@@ -160,7 +160,7 @@ def load_single(folder: Path, dtype: torch.dtype) -> Any:
     model, found = loading(
         folder,
         dtype=dtype,
-        local_files_only=True,
+        **PLAIN,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused here, by name
     )

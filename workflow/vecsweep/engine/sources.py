@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from vecsweep import Problem
 from vecsweep.engine import folders
 from vecsweep.files import file_crc32, settle
 
+# Nothing from the network, and no code that comes with a model, whoever asks for it.
+PLAIN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Pickled weights (*.bin) and remote code (*.py) are never fetched.
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt"]
 
@@ -39,6 +42,8 @@ def package_files(name: str, source: dict) -> list[Path]:
     found = []
     for wanted in source["files"]:
         distribution, _, inner = wanted.partition("/")
+        if ".." in Path(inner).parts or Path(inner).is_absolute():
+            raise Problem(f"model '{name}': '{wanted}' leaves its package; name a file in it")
         try:
             path = Path(str(metadata.distribution(distribution).locate_file(inner)))
         except metadata.PackageNotFoundError:
@@ -70,7 +75,7 @@ def convert_gguf(files: list[Path], target: Path) -> None:
             for part in files:
                 with open(part, "rb") as file:
                     shutil.copyfileobj(file, out, 1 << 22)
-        options = {"gguf_file": joined.name, "local_files_only": True}
+        options = PLAIN | {"gguf_file": joined.name}
         tokenizer = transformers.AutoTokenizer.from_pretrained(staging, **options)
         quantized = transformers.AutoModelForCausalLM.from_pretrained(staging, **options)
         config = quantized.config

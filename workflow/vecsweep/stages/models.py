@@ -27,6 +27,7 @@ from vecsweep.engine.families import (
     logit_scale,
     module_at,
 )
+from vecsweep.engine.sources import PLAIN
 from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
@@ -108,8 +109,9 @@ def fetch(name: str, config: dict, target: Path) -> tuple[Path, str | None, str 
 
 def meta_model(name: str, folder: Path) -> PreTrainedModel:
     """The model of `folder` with all parameters on the meta device: structure, no weights."""
+    refuse_code(name, folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, **PLAIN)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config).eval()
     except Exception as error:  # a bad value raises transformers' own
@@ -118,6 +120,19 @@ def meta_model(name: str, folder: Path) -> PreTrainedModel:
             f"model '{name}': unknown model family or bad value in {folder / 'config.json'}: "
             f"{reason[:300]}; correct it, or give another model"
         ) from error
+
+
+def refuse_code(name: str, folder: Path) -> None:
+    """Problem if a model's class is in its own Python files: those are never run.
+
+    Where transformers has the class itself (`model_type`), they are left alone.
+    """
+    content = folders.json_object(f"model '{name}'", folder / "config.json")
+    if content.get("auto_map") and content.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise Problem(
+            f"model '{name}': {folder / 'config.json'} asks for code of its own (auto_map), which is "
+            "never run; give a model whose class transformers has"
+        )
 
 
 def describe(name: str, config: dict, skeleton: PreTrainedModel, tokenizer: Any) -> dict:
@@ -147,7 +162,7 @@ def describe(name: str, config: dict, skeleton: PreTrainedModel, tokenizer: Any)
 def tokenizer_of(name: str, folder: Path) -> Any:
     """The model's tokenizer."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, **PLAIN)
     except Exception as error:  # transformers and tokenizers each raise their own
         reason = (str(error) or repr(error)).splitlines()[0]
         raise Problem(

@@ -10,6 +10,7 @@ import duckdb
 
 from vecsweep import Problem, invariants, tables
 from vecsweep.bands import add_bands, add_statistics
+from vecsweep.engine.sources import sha256
 from vecsweep.files import PACKAGE, replacing
 from vecsweep.layout import STAGES, Cell
 from vecsweep.statistics import MACROS, chance_among
@@ -197,8 +198,14 @@ def add_views(connection) -> None:
         waiting = later
 
 
+SUMS = "SHA256SUMS"
+
+
 def write_tables(connection, folder: Path) -> None:
-    """The CSV tables: the views of `sql/tables/`; OSError unless all rows are there."""
+    """The CSV tables: the views of `sql/tables/`; OSError unless all rows are there.
+
+    A CSV file has no place for a checksum: those of all are beside, for `sha256sum -c SHA256SUMS`.
+    """
     folder.mkdir()
     for view in sorted((SQL / "tables").glob("*.sql")):
         path = folder / f"{view.stem}.csv"
@@ -206,3 +213,5 @@ def write_tables(connection, folder: Path) -> None:
         with open(path, newline="") as file:
             if sum(1 for _ in csv.reader(file)) != rows + 1:
                 raise OSError(f"not all rows came into {path.name}")
+    sums = [f"{sha256([path])}  {path.name}\n" for path in sorted(folder.glob("*.csv"))]
+    (folder / SUMS).write_text("".join(sums))

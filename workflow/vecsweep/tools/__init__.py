@@ -13,6 +13,7 @@ TOOLS = {
     "dictionary": "results/README.md: tables, columns and tensors, described",
     "bench": "what the engine costs beside its peers, as ratios",
     "memory": "peak host memory of each process while a model is loaded",
+    "width": "time and memory of a BLOOM layer at its true width, and of all 70 by it",
     "scale": "what the summary of a large sweep takes of time and memory",
     "dag": "what Snakemake takes to lay out a large sweep, and to find it finished",
     "build": "rebuild the relations' data from its sources",

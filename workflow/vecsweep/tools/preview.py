@@ -68,10 +68,13 @@ def reader_of(sweep: Sweep, model: str):
         )
     import transformers
 
+    from vecsweep.engine.sources import PLAIN
     from vecsweep.stages.models import plain
 
     where = source["path"] if source["source"] == "local" else source["id"]
-    options = {} if source["source"] == "local" else {"revision": source["revision"]}
+    options = PLAIN
+    if source["source"] == "hub":
+        options = PLAIN | {"local_files_only": False, "revision": source["revision"]}
     try:
         about = transformers.AutoConfig.from_pretrained(where, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)

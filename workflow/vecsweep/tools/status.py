@@ -56,7 +56,7 @@ def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
     locked = any(Path(".snakemake/locks").glob("*"))
     noted = Path(sweep.results) / "groups.json"
     groups = read_json(noted) if noted.exists() else {}
-    rows = []
+    rows, gone = [], sweep.let_go()
     for stage, cell in sweep.jobs():
         # A job that takes several tasks bears the name of the first.
         together = groups.get(cell.model, {}).get(stage.name, [])
@@ -68,7 +68,9 @@ def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
         slurm = slurm or queue.get(f"rule_{stage.name}_{words}".replace("-", "_"))
         if slurm:
             state = "waiting" if slurm == "PENDING" else "running"
-        elif all(Path(path).exists() for path in sweep.outputs(stage, cell).values()):
+        elif (stage.name, cell) in gone or all(
+            Path(path).exists() for path in sweep.outputs(stage, cell).values()
+        ):
             state = "done"
         elif not log.exists():
             state = "missing"
