@@ -5,11 +5,11 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
+import warm
 from conftest import REPO
 from test_figures import make_database
 from vecsweep.figures import FIGURES
@@ -153,14 +153,12 @@ def report(tmp_path_factory):
     for name in FIGURES:
         write_json({}, folder / "results" / "settings" / "figures" / f"{name}.json")
     (folder / "Snakefile").write_text(SNAKEFILE.format(repo=REPO))
-    snakemake = [sys.executable, "-m", "snakemake", "--directory", str(folder)]
+    snakemake = ["snakemake", "--directory", str(folder)]
     snakemake += ["--snakefile", str(folder / "Snakefile"), "--cores", "1"]
-    # The jobs call `python`: the one that runs the tests.
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     for more in ([], ["--report", "results/report.html"]):
         done = subprocess.run(
             [*snakemake, *more],
-            env=os.environ | {"PATH": path},
+            env=warm.environment(),
             capture_output=True,
             text=True,
             timeout=300,
