@@ -31,11 +31,25 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "real: runs the packaged real models (minutes)")
 
 
+# What takes minutes or most of one; the rest take seconds a file.
+LONG = ("real", "test_workflow", "test_sharded", "test_readme", "test_planted", "test_edits")
+LONG += ("test_figures", "test_models", "test_silent", "test_page")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Fast tests first: real models last, whole workflows before them."""
-    items.sort(
-        key=lambda item: (bool(item.get_closest_marker("real")), "test_workflow" in item.nodeid)
-    )
+    """Real models, and then each file, are one process's, for what they make once; the longest first.
+
+    One process alone takes the fast ones first.
+    """
+    places = {}
+    for item in items:
+        real = bool(item.get_closest_marker("real"))
+        name = "real" if real else Path(item.fspath).stem
+        item.add_marker(pytest.mark.xdist_group(name))
+        places[item] = LONG.index(name) if name in LONG else len(LONG)
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    items.sort(key=lambda item: -places[item] if alone else places[item])
 
 
 HOW = ("batch_tokens", "shards", "engine", "offload", "slices", "first", "last")

@@ -707,7 +707,9 @@ def test_bad_models_and_tasks_fail_alone(project):
 
 
 def test_lint():
-    done = subprocess.run([BIN / "snakemake", "--lint"], cwd=REPO, capture_output=True, text=True)
+    environment = warm.environment(PYTHONPATH=str(REPO / "workflow"))
+    command = ["snakemake", "--lint"]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -78,9 +78,14 @@ def client(place: str, name: str, words: list[str]) -> int:
     """Hand on a command, with this process's files, folder and environment; its exit code."""
     if name == "snakemake":
         words = ["-m", "snakemake", *words]
+    if words[:1] == ["-u"]:  # as torch's launcher starts the processes of a model
+        os.environ["PYTHONUNBUFFERED"] = "1"
+        words = words[1:]
     if words[:1] != ["-m"]:
         os.execv(sys.executable, [sys.executable, *words])
-    request = json.dumps({"words": words, "cwd": os.getcwd(), "environ": dict(os.environ)})
+    python = str(Path(place).with_name("python"))
+    request = {"words": words, "cwd": os.getcwd(), "environ": dict(os.environ)}
+    request = json.dumps(request | {"executable": python})
     data = request.encode("utf-8", "surrogateescape")
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(place)
@@ -148,6 +153,7 @@ def run(request: dict, files: list[int]) -> None:
     os.environ.update(request["environ"])
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [request["cwd"], *given, *sys.path[1:]]
+    sys.executable = request["executable"]
     _, module, *words = request["words"]
     sys.argv = [module, *words]
     code = 1
