@@ -32,24 +32,15 @@ def pytest_configure(config):
 
 
 # What takes minutes or most of one; the rest take seconds a file.
-LONG = ("real", "test_workflow", "test_sharded", "test_readme", "test_planted", "test_edits")
+LONG = ("test_real", "test_workflow", "test_sharded", "test_readme", "test_planted", "test_edits")
 LONG += ("test_figures", "test_models", "test_silent", "test_page")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Real models, and then each file, are one process's, for what they make once; the longest first.
-
-    One process alone takes the fast ones first.
-    """
-    places = {}
-    for item in items:
-        real = bool(item.get_closest_marker("real"))
-        name = "real" if real else Path(item.fspath).stem
-        item.add_marker(pytest.mark.xdist_group(name))
-        places[item] = LONG.index(name) if name in LONG else len(LONG)
-    alone = "PYTEST_XDIST_WORKER" not in os.environ
-    items.sort(key=lambda item: -places[item] if alone else places[item])
+    """The longest files first, where processes share them; the fast ones where one takes all."""
+    order = {name: place for place, name in enumerate(LONG)}
+    sign = 1 if "PYTEST_XDIST_WORKER" in os.environ else -1
+    items.sort(key=lambda item: sign * order.get(item.path.stem, len(LONG)))
 
 
 HOW = ("batch_tokens", "shards", "engine", "offload", "slices", "first", "last")
@@ -125,7 +116,7 @@ def family(request, tiny_model):
     return stage
 
 
-@pytest.fixture(scope="session", params=["gemma3-270m", "smollm2-135m-instruct"])
+@pytest.fixture(scope="module", params=["gemma3-270m", "smollm2-135m-instruct"])
 def real_model(request, tmp_path_factory):
     """A packaged real model with the states and lens of six prompts; `.model` is a plain one.
 
