@@ -32,7 +32,7 @@ test: $(VENV)/ready-dev
 	ruff check workflow tests
 	ruff format --check workflow tests
 	mypy
-	$(VENV)/bin/pytest -n 2 --dist loadfile --ignore tests/slurm
+	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm
 
 test-slurm: $(VENV)/ready-dev
 	$(VENV)/bin/pytest tests/slurm

@@ -31,11 +31,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "real: runs the packaged real models (minutes)")
 
 
+# What takes minutes or most of one; the rest take seconds a file.
+LONG = ("test_real", "test_workflow", "test_sharded", "test_readme", "test_planted", "test_edits")
+LONG += ("test_figures", "test_models", "test_silent", "test_page")
+
+
 def pytest_collection_modifyitems(items):
-    """Fast tests first: real models last, whole workflows before them."""
-    items.sort(
-        key=lambda item: (bool(item.get_closest_marker("real")), "test_workflow" in item.nodeid)
-    )
+    """The longest files first, where processes share them; the fast ones where one takes all."""
+    order = {name: place for place, name in enumerate(LONG)}
+    sign = 1 if "PYTEST_XDIST_WORKER" in os.environ else -1
+    items.sort(key=lambda item: sign * order.get(item.path.stem, len(LONG)))
 
 
 HOW = ("batch_tokens", "shards", "engine", "offload", "slices", "first", "last")
@@ -111,7 +116,7 @@ def family(request, tiny_model):
     return stage
 
 
-@pytest.fixture(scope="session", params=["gemma3-270m", "smollm2-135m-instruct"])
+@pytest.fixture(scope="module", params=["gemma3-270m", "smollm2-135m-instruct"])
 def real_model(request, tmp_path_factory):
     """A packaged real model with the states and lens of six prompts; `.model` is a plain one.
 

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import tiny
+import warm
 from conftest import REPO, command, describe
 from vecsweep import Problem, config, resources, tasks
 from vecsweep.__main__ import main
@@ -566,7 +566,7 @@ def test_bad_input(case, tmp_path, capsys):
 
 def typed(folder, *words):
     """The output of a command in a folder, as text, and its exit code."""
-    environment = os.environ | {"PYTHONPATH": str(REPO / "workflow")}
+    environment = warm.environment(PYTHONPATH=str(REPO / "workflow"))
     done = subprocess.run(
         [*map(str, words)], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
@@ -597,7 +597,7 @@ def test_snakemake_starts_no_job(tmp_path, name, path, value, says):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     before = tree(tmp_path)
     words = ("-m", "snakemake", "-s", REPO / "Snakefile", "--directory", tmp_path, "--cores", 1)
-    said, code = typed(REPO, sys.executable, *words, "--configfile", tmp_path / "run.yaml")
+    said, code = typed(REPO, "python", *words, "--configfile", tmp_path / "run.yaml")
     assert code and "Traceback" not in said
     assert len([line for line in said.splitlines() if says in line]) == 1, said
     left = {path for path in tree(tmp_path) if ".snakemake" not in path.parts}
@@ -621,7 +621,7 @@ def test_command_says_one_line(tmp_path, name, words, says):
     (tmp_path / "twice.yaml").write_text("a: 1\na: 2\n")
     (tmp_path / "loop").symlink_to("loop")
     before = tree(tmp_path)
-    said, code = typed(tmp_path, sys.executable, "-m", "vecsweep", *words)
+    said, code = typed(tmp_path, "python", "-m", "vecsweep", *words)
     assert code == 1 and tree(tmp_path) == before
     (line,) = said.splitlines()
     assert line.startswith(f"vecsweep {words[0]}: ") and says in line

@@ -1,10 +1,8 @@
 """What CONTRIBUTING.md says, done in a copy of the code: a row and a module, and nothing else."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
+import warm
 from conftest import REPO
 
 TEXT = (REPO / "CONTRIBUTING.md").read_text()
@@ -34,13 +33,10 @@ def copy(tmp_path):
     tiny.write_task(tmp_path / "tasks", "towns")
 
     def run(*words):
-        # The jobs call `python`: the one that runs the tests.
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-        environment = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path / "workflow")}
         done = subprocess.run(
-            [sys.executable, "-m", *map(str, words)],
+            ["python", "-m", *map(str, words)],
             cwd=tmp_path,
-            env=environment,
+            env=warm.environment(PYTHONPATH=str(tmp_path / "workflow")),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

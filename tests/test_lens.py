@@ -264,25 +264,6 @@ def test_job_imports_no_transformers(decoded, tmp_path):
     assert pq.read_table(tmp_path / "x.parquet").num_rows == 2 * len(made.rows)
 
 
-@pytest.mark.real
-@torch.inference_mode()
-def test_real_model(real_model):
-    rows = kept_rows(real_model.prompts, CAPTURED)
-    model, targets = real_model.model, target_tokens(rows)
-    table = pq.read_table(real_model.lens).to_pylist()
-    plain = [plain_states(model, row["token_ids"], parallel=False) for row in rows]
-    layers = model.config.num_hidden_layers
-    assert len(table) == len(rows) * layers * 2
-    for layer in range(layers):
-        for site in ("resid_mid", "resid_post"):
-            state = torch.stack([states[f"{site}.{layer:02d}"] for states in plain])
-            logits = model.get_output_embeddings()(final_norm(model)(state))
-            here = [row for row in table if (row["layer"], row["site"]) == (layer, site)]
-            assert_rows(here, logits, targets, margin=1e-5)
-    logits = [model(torch.tensor([row["token_ids"]])).logits[0, -1] for row in rows]
-    assert_rows(here, torch.stack(logits), targets, margin=1e-5)
-
-
 def near_ties(kind: str):
     """(readout, states, targets) whose logits lie as near to each other as `kind` says."""
     generator = torch.Generator().manual_seed(sum(map(ord, kind)))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -406,7 +407,7 @@ def test_wrong_layers(tiny_model, tmp_path, refused):
 def test_sha256(tiny_model, tmp_path, refused):
     stage = tiny_model("opt")
     right = json.loads(stage.description.read_text())["sha256"]
-    assert main(describe("opt", stage.folder, tmp_path / "right", sha256=right).arguments) == 0
+    assert main(describe("opt", stage.folder, tmp_path / "bloom", sha256=right).arguments) == 0
     line = refused(describe("opt", stage.folder, tmp_path / "wrong", sha256="0" * 64).arguments)
     assert "model 'opt': sha256 of model.safetensors is " in line and right in line
     assert not (tmp_path / "wrong" / "model.json").exists()
@@ -472,43 +473,41 @@ def hub_cache(source, cache, owner_and_name, revision):
 REVISION = "0123456789abcdef" * 2 + "01234567"
 
 
-@pytest.fixture
-def hub(tiny_model, tmp_path):
-    """hub(**config): stage models of owner/tiny in a process with the hub's cache, no network."""
-    snapshot = hub_cache(tiny_model("bloom").folder, tmp_path / "hub", "owner/tiny", REVISION)
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+# What the config says of a model of the hub: itself, and what is not there.
+ON_THE_HUB = {"bloom": {}, "other-sha256": {"sha256": "0" * 64}, "other": {"revision": "f" * 40}}
 
-    def run(**config):
-        config = {"source": "hub", "id": "owner/tiny", "revision": REVISION} | config
-        stage = describe("bloom", "", tmp_path / "described", **config)
-        command = [sys.executable, "-m", "vecsweep", *stage.arguments]
-        stage.done = subprocess.run(
-            command, env=environment, cwd=REPO, capture_output=True, text=True
-        )
-        stage.snapshot = snapshot
-        return stage
 
-    return run
+@pytest.fixture(scope="module")
+def hub(tiny_model, tmp_path_factory):
+    """Stage models of owner/tiny, `.cases[name]`, in one process with the hub's cache, no network."""
+    folder = tmp_path_factory.mktemp("hub")
+    snapshot = hub_cache(tiny_model("bloom").folder, folder / "hub", "owner/tiny", REVISION)
+    environment = os.environ | {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    cases, command = {}, [sys.executable, "-m", "vecsweep"]
+    for name, changes in ON_THE_HUB.items():
+        config = {"source": "hub", "id": "owner/tiny", "revision": REVISION} | changes
+        cases[name] = describe("bloom", "", folder / name, name, **config)
+        command += ["--and"] * (len(cases) > 1) + cases[name].arguments
+    done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("vecsweep ")]
+    return SimpleNamespace(cases=cases, said=said, snapshot=snapshot)
 
 
 def test_hub(hub, tiny_model):
-    stage = hub()
-    assert stage.done.returncode == 0, stage.done.stderr
+    stage = hub.cases["bloom"]
     described = json.loads(stage.description.read_text())
     assert (described["source"], described["revision"]) == ("hub", REVISION)
-    assert described["weights"] == str(stage.snapshot)
+    assert described["weights"] == str(hub.snapshot)
     assert_same_tensors(stage.readout, tiny_model("bloom").readout)
     proof.prove(engine(stage), Readout.load(stage.readout), IDS)
 
 
 def test_hub_checks_sha256_too(hub):
-    stage = hub(sha256="0" * 64)
-    assert stage.done.returncode == 1 and "sha256 of model.safetensors is" in stage.done.stderr
-    assert "Traceback" not in stage.done.stderr
+    assert "model 'other-sha256': sha256 of model.safetensors is" in hub.said[0]
+    assert not any(hub.cases["other-sha256"].description.parent.glob("*"))
 
 
 def test_hub_without_that_revision(hub):
-    stage = hub(revision="f" * 40)
-    assert stage.done.returncode == 1 and "Traceback" not in stage.done.stderr
-    lines = [line for line in stage.done.stderr.splitlines() if "vecsweep" in line]
-    assert len(lines) == 1 and "cannot get owner/tiny at ffff" in lines[0]
+    assert len(hub.said) == 2 and "cannot get owner/tiny at ffff" in hub.said[1]
+    assert not any(hub.cases["other"].description.parent.glob("*"))

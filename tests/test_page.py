@@ -11,7 +11,7 @@ import pytest
 
 import test_figures
 from test_figures import make_database
-from test_report import browser  # noqa: F401
+from test_report import browser, chromium  # noqa: F401
 from vecsweep import page, tables
 from vecsweep.__main__ import main
 from vecsweep.figures import FIGURES, drawer, drawing

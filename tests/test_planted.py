@@ -4,9 +4,7 @@ The models with the function in an FFN, in every form, and GPT-2's twin with it 
 through Snakemake; the attention twins of the other forms through the same stages one by one.
 """
 
-import os
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import duckdb
@@ -17,6 +15,7 @@ import transformers
 import yaml
 
 import planted
+import warm
 from conftest import REPO, describe, main, run_stage
 from test_ovectors import assert_no_vectors, chain
 from test_swaps import chain as swap_chain
@@ -59,14 +58,12 @@ def sweep(tmp_path_factory):
             "dtype": "float32",
         }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    snakemake = [sys.executable, "-m", "snakemake", "results/summary.duckdb", "--cores", "2"]
+    snakemake = ["snakemake", "results/summary.duckdb", "--cores", "2"]
     snakemake += ["--snakefile", REPO / "Snakefile", "--directory", folder]
     snakemake += ["--configfile", folder / "config.yaml"]
-    # The jobs call `python`: the one that runs the tests.
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     done = subprocess.run(
         list(map(str, snakemake)),
-        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+        env=warm.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,11 +5,12 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
+import warm
 from conftest import REPO
 from test_figures import make_database
 from vecsweep.figures import FIGURES
@@ -60,11 +61,20 @@ class Browser:
         for end in ends:
             os.close(end)
         self.events, self.buffer, self.session, self.count = [], b"", None, 0
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+
+    @contextmanager
+    def page(self):
+        """A new page, with a cache and storage of its own: what `call` and the others then mean."""
+        self.events.clear()
+        context = self.call("Target.createBrowserContext")
+        target = self.call("Target.createTarget", url="about:blank", **context)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        yield self
+        self.session = None
+        self.call("Target.disposeBrowserContext", **context)
 
     def message(self, deadline):
         while b"\0" not in self.buffer:
@@ -134,13 +144,19 @@ class Browser:
         os.close(self.write)
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     assert program, "no chromium: install the package chromium (Debian: apt-get install chromium)"
-    started = Browser(program, tmp_path / "profile")
+    started = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield started
     started.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    with chromium.page() as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +169,12 @@ def report(tmp_path_factory):
     for name in FIGURES:
         write_json({}, folder / "results" / "settings" / "figures" / f"{name}.json")
     (folder / "Snakefile").write_text(SNAKEFILE.format(repo=REPO))
-    snakemake = [sys.executable, "-m", "snakemake", "--directory", str(folder)]
+    snakemake = ["snakemake", "--directory", str(folder)]
     snakemake += ["--snakefile", str(folder / "Snakefile"), "--cores", "1"]
-    # The jobs call `python`: the one that runs the tests.
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     for more in ([], ["--report", "results/report.html"]):
         done = subprocess.run(
             [*snakemake, *more],
-            env=os.environ | {"PATH": path},
+            env=warm.environment(),
             capture_output=True,
             text=True,
             timeout=300,

@@ -352,19 +352,3 @@ def test_wrong_readout_stops_the_stage(stage, tiny_model, refused, tmp_path):
     line = refused(command("states", **inputs))
     assert "early decoding of the last layer differs from the model's logits" in line
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.real
-def test_real_model(real_model):
-    rows = kept_rows(real_model.prompts, CAPTURED)
-    assert len(rows) == 6
-    file = Tensors(real_model.states)
-    layers = sum(name.startswith("resid_post") for name in file)
-    assert_equal_states(
-        {name: file[name] for name in file},
-        real_model.model,
-        [row["token_ids"] for row in rows],
-        parallel=False,
-        tolerance=1e-4,
-        drop=tuple(f"resid_pre.{layer:02d}" for layer in range(1, layers)),
-    )

@@ -12,6 +12,7 @@ import yaml
 
 import planted
 import tiny
+import warm
 from conftest import REPO, main
 from vecsweep import config
 from vecsweep.files import read_table
@@ -187,20 +188,8 @@ GOALS = [f"results/prompts/small/{name}.parquet" for name in ("same", "towns", "
 
 def command(project, *words, configfile="config.yaml"):
     """Snakemake as `make` starts it: its command and environment."""
-    environment = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(REPO / "workflow"),
-        "OMP_NUM_THREADS": "1",
-    }
-    snakemake = [
-        BIN / "snakemake",
-        "--logger",
-        "vecsweep",
-        "--cores",
-        "2",
-        "-s",
-        REPO / "Snakefile",
-    ]
+    environment = warm.environment(PYTHONPATH=str(REPO / "workflow"))
+    snakemake = ["snakemake", "--logger", "vecsweep", "--cores", "2", "-s", REPO / "Snakefile"]
     snakemake += ["--directory", project, "--configfile", project / configfile, *words]
     return [str(word) for word in snakemake], {"cwd": project, "env": environment}
 

@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
+import warm
 from conftest import REPO
 from vecsweep.config import schema as config_schema
 from vecsweep.figures import FIGURES
@@ -63,16 +64,12 @@ def edited(*changes):
     return config
 
 
-def snakemake(project, config, *options):
+def snakemake(project, config, *options, started=warm.environment):
     """Run Snakemake on the project's own copy of the code; its process, output in one text."""
     file = project.folder / "run.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False))
-    environment = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(project.code / "workflow"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [BIN / "snakemake", "-s", project.code / "Snakefile", "--directory", project.folder]
+    environment = started(PYTHONPATH=str(project.code / "workflow"))
+    command = ["snakemake", "-s", project.code / "Snakefile", "--directory", project.folder]
     command += ["--cores", "2", "--configfile", file, *options]
     return subprocess.run(
         list(map(str, command)),
@@ -562,14 +559,17 @@ def test_states_that_are_let_go_are_made_again_only_where_they_are_read(gone):
 
 @pytest.fixture(scope="module")
 def again(project, tmp_path_factory):
-    """The sweep in another folder, where every job of a model and the summary ran anew."""
+    """The sweep in another folder, where every job of a model and the summary ran anew.
+
+    Each in a Python of its own, whose sets have another order.
+    """
     folder = tmp_path_factory.mktemp("again") / "project"
     shutil.copytree(project.folder, folder, symlinks=True)
     made = SimpleNamespace(folder=folder, code=project.code)
     for path in finished(made):
         if "par" in model_of(made, path) or of_the_end(made, path):
             path.unlink()
-    done = snakemake(made, CONFIG, "--", SUMMARY)
+    done = snakemake(made, CONFIG, "--", SUMMARY, started=warm.cold)
     assert done.returncode == 0 and "par: states of towns" in done.stdout, done.stdout
     assert "seq: states" not in done.stdout
     return made
@@ -605,8 +605,8 @@ def test_a_model_removed_leaves_the_summary_and_its_files_wait_for_prune(again):
     assert all(left[path] == time for path, time in before.items() if not of_the_end(again, path))
 
     def prune(answer):
-        command = [sys.executable, "-m", "vecsweep", "prune", "--configfile", "run.yaml"]
-        environment = os.environ | {"PYTHONPATH": str(again.code / "workflow")}
+        command = ["python", "-m", "vecsweep", "prune", "--configfile", "run.yaml"]
+        environment = warm.environment(PYTHONPATH=str(again.code / "workflow"))
         return subprocess.run(
             command, cwd=again.folder, env=environment, input=answer, capture_output=True, text=True
         ).stdout
@@ -763,7 +763,9 @@ def test_bad_models_and_tasks_fail_alone(project):
 
 
 def test_lint():
-    done = subprocess.run([BIN / "snakemake", "--lint"], cwd=REPO, capture_output=True, text=True)
+    environment = warm.environment(PYTHONPATH=str(REPO / "workflow"))
+    command = ["snakemake", "--lint"]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import planted
 import tiny
+import warm
 from conftest import REPO, command, describe, main
 from vecsweep import Problem
 from vecsweep.engine import slices
@@ -473,14 +474,12 @@ def test_shards_that_do_not_divide_the_heads(bloom, tmp_path, refused):
 def snakemake(folder, config, *goals):
     """Run Snakemake in a folder until some results are there."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    words = [sys.executable, "-m", "snakemake", *goals, "--cores", "2"]
+    words = ["snakemake", *goals, "--cores", "2"]
     words += ["--snakefile", REPO / "Snakefile", "--directory", folder]
     words += ["--configfile", folder / "config.yaml"]
-    # The jobs call `python`: the one that runs the tests.
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     done = subprocess.run(
         list(map(str, words)),
-        env=ENVIRONMENT | {"PATH": path},
+        env=warm.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

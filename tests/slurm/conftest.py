@@ -1,5 +1,6 @@
 """A real Slurm for the tests: two nodes with fake GPUs and accounting, started once a session."""
 
+import compileall
 import os
 import shutil
 import signal
@@ -91,6 +92,13 @@ def copy_of_the_code(folder):
             shutil.copytree(REPO / name, folder / name, ignore=ignored)
         else:
             shutil.copy(REPO / name, folder / name, follow_symlinks=False)
+    # Jobs of seconds are looked at every few, not up to every 30.
+    executor = folder / "workflow" / "vecsweep" / "slurm.py"
+    text = executor.read_text()
+    assert text.count("\nPOLL_SECONDS = 30 ") == 1
+    executor.write_text(text.replace("\nPOLL_SECONDS = 30 ", "\nPOLL_SECONDS = 3 "))
+    # No process of a job writes bytecode, so that none needs to compile all anew.
+    compileall.compile_dir(folder / "workflow", quiet=1)
     example = folder / "workflow" / "profiles" / "slurm" / "site.example.yaml"
     assert yaml.safe_load(example.read_text()).keys() == SITE.keys()
     example.with_name("site.yaml").write_text(yaml.safe_dump(SITE))
