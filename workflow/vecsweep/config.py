@@ -10,7 +10,7 @@ from vecsweep import Problem, nearest
 from vecsweep.files import PACKAGE, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
-LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks")
+LISTS = ("interventions.tasks", "ablations.tasks", "ablations.twins", "swaps.tasks", "tuned.tasks")
 # The keys that say where a model is, by its source.
 SOURCES = {"package": ("files",), "local": ("path",), "hub": ("id", "revision")}
 CALLED = {

@@ -21,6 +21,7 @@ NAMED = {
     "ablations": ("task", None),
     "swaps": ("task", None),
     "attribution": ("task", None),
+    "tuned": (None, "layer"),
 }
 
 

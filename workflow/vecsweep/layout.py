@@ -91,6 +91,11 @@ def other_domains(sweep: "Sweep", task: str) -> list[str]:
     return [name for name in sweep.tasks if name == sweep.loaded[task].out_of_domain.get("task")]
 
 
+def tuned_tasks(sweep: "Sweep", task: str) -> list[str]:
+    """The tasks whose prompts translators are fitted on and read, all together."""
+    return sweep.listed("tuned.tasks")
+
+
 def other_models(sweep: "Sweep", model: str) -> list[str]:
     """The models that must keep a model's prompts too: all others with `common`, else none."""
     return [name for name in sweep.models if name != model and sweep.config["prompts"]["common"]]
@@ -249,6 +254,17 @@ ROWS = (
         memory=(2000, 1000, 32_000),  # the readout in float32
         minutes=(30, 2, 240),
     ),
+    Stage(
+        "tuned",
+        "the tuned lens: translators fitted on train prompts, argument and answer read by them",
+        inputs=MODEL
+        | {name: Input(name, tasks=tuned_tasks) for name in ("prompts", "states", "lens")},
+        outputs={"output": "{model}/{layers}.parquet"},
+        keys=("tuned.tasks", "prompts.seed"),
+        tasks="tuned.tasks",
+        memory=(3000, 1000, 32_000),  # the readout in float32
+        minutes=(60, 4, 480),
+    ),
 )
 SUMMARY = Stage(
     "summary",
@@ -266,6 +282,7 @@ SUMMARY = Stage(
         "ablations": Input("ablations"),
         "swaps": Input("swaps"),
         "attribution": Input("attribution"),
+        "tuned": Input("tuned"),
     },
     # The grid itself is a setting too: see `Sweep.settings`.
     keys=("summary.resamples", "lens.top_k"),

@@ -88,6 +88,8 @@ class Sweep:
         """The cells of a stage, of one model or of all."""
         if not stage.parts:
             return [Cell()]
+        if not self.listed(stage.tasks):
+            return []
         wanted = [
             name
             for name in self.models
@@ -177,6 +179,7 @@ class Sweep:
                 "injected": self.listed("interventions.tasks"),
                 "ablated": self.listed("ablations.tasks"),
                 "swapped": self.listed("swaps.tasks"),
+                "tuned": self.listed("tuned.tasks"),
             }
         return found
 
@@ -186,6 +189,8 @@ class Sweep:
             return cell.task in self.listed(key)
         if key == "interventions.rivals":
             return rivals(self, cell.task)
+        if key == "tuned.tasks":
+            return self.listed(key)
         if key == "prompts.common":  # the models, so that one more runs the prompts again
             return sorted(other_models(self, cell.model))
         if section == "models":

@@ -99,7 +99,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     """The files of a grid {model: layer blocks} x tasks, by table.
 
     `tasks` lists `all` tasks, and those whose o-vectors are `injected`, or that are `ablated` or
-    `swapped`.
+    `swapped`, or that a lens is `tuned` on.
     """
 
     def files(name, names=("",), output="output"):
@@ -123,6 +123,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
         "attribution": files("attribution", tasks["all"]),
+        "tuned": files("tuned") if tasks.get("tuned") else [],
     }
 
 
