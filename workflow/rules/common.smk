@@ -13,6 +13,7 @@ from vecsweep.figures import FIGURES as DRAWN
 from vecsweep.files import read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
+from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site
 
 HERE = Path(workflow.basedir)
@@ -26,6 +27,7 @@ try:
     SWEEP.loaded
     if workflow.is_main_process:
         folders.check_all(config["models"], SWEEP.waiting_models())
+        chat.check_all(config["models"], SWEEP.waiting_models())
     SITE = read_site(HERE / "workflow" / "profiles" / "slurm")
 except Problem as problem:
     raise WorkflowError(str(problem)) from None

@@ -91,6 +91,11 @@ def checked(config: dict) -> dict:
     _fill_defaults(config, rules)
     for name, model in config["models"].items():
         _check_model(name, model)
+        if model["chat"] and config["prompts"]["common"] and len(config["models"]) > 1:
+            raise Problem(
+                f"config, models > {name}: chat: true has no prompt in common with other models; "
+                "write prompts: {common: false}"
+            )
     for section in ("models", "tasks"):
         _check_names(section, config[section])
     _check_lists(config, rules)

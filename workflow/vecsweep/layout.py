@@ -157,6 +157,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=(
             "tasks.file",
+            "models.chat",
             "prompts.demonstrations",
             "prompts.seed",
             "prompts.max_prompts",
