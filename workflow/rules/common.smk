@@ -20,6 +20,7 @@ from vecsweep.figures import wanted
 from vecsweep.files import PACKAGE, read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
+from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site
 
 HERE = PACKAGE.parent.parent  # a module's Snakefile may stand in another folder, or be fetched
@@ -45,6 +46,7 @@ try:
     SWEEP.loaded
     if workflow.is_main_process:
         folders.check_all(config["models"], SWEEP.waiting_models())
+        chat.check_all(config["models"], SWEEP.waiting_models())
     SITE = read_site(HERE / "workflow" / "profiles" / "slurm")
     REQUESTS = Requests(config["models"], SITE)
 except Problem as problem:

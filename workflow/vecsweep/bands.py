@@ -37,6 +37,8 @@ def add_statistics(connection, resamples: int, seed: int = SEED) -> None:
     add_swap_bands(connection, resamples, seed)
     add_attribution_bands(connection, resamples, seed)
     add_patching_bands(connection, resamples, seed)
+    add_tuned_curves(connection, resamples, seed)
+    add_tuned_layers(connection, resamples, seed)
     connection.commit()
 
 
@@ -140,6 +142,63 @@ def add_patching_bands(connection, resamples: int, seed: int) -> None:
     ]
     frame = pd.DataFrame(found, columns=[*keys, "pairs", *columns])
     add(connection, "patching_bands", frame.astype(types))
+def add_tuned_curves(connection, resamples: int, seed: int) -> None:
+    """Tables `tuned_curves` and `tuned_crossovers`: the plain and the tuned lens on the same prompts."""
+    for table, columns in (("tuned_curves", CURVES), ("tuned_crossovers", CROSSOVERS)):
+        add(connection, table, pd.DataFrame(columns=[*columns]).astype(columns))
+    cells = "SELECT DISTINCT model, task FROM tuned WHERE part != 'held-out' ORDER BY ALL"
+    for model, task in connection.execute(cells).fetchall():
+        rows = connection.execute(
+            """SELECT prompt_id, layer, target, reciprocal_rank AS plain,
+                      1 / (1 + if(target = 'argument', t.argument_rank, t.answer_rank)) AS tuned
+               FROM tuned AS t JOIN lens USING (model, task, prompt_set, prompt_id, layer)
+               JOIN stages USING (model, task, prompt_set, prompt_id)
+               WHERE site = 'resid_post' AND part != 'held-out' AND pattern != 'incorrect'
+                     AND model = ? AND task = ?""",
+            [model, task],
+        ).df()
+        for lens in ("plain", "tuned") if len(rows) else ():
+            wide = rows.pivot(index="prompt_id", columns=["target", "layer"], values=lens)
+            wide = wide.sort_index(axis=1)
+            values = np.stack([wide["argument"].values, wide["answer"].values], axis=1)
+            drawn = resampled_means(values, resamples, seed)
+            labels = {"model": model, "task": task, "lens": lens}
+            curves = pd.DataFrame(curve_rows(values, drawn, labels))
+            add(connection, "tuned_curves", curves[[*CURVES]].astype(CURVES))
+            crossing = pd.DataFrame([crossover_row(values, drawn, labels)])
+            add(connection, "tuned_crossovers", crossing[[*CROSSOVERS]].astype(CROSSOVERS))
+
+
+def add_tuned_layers(connection, resamples: int, seed: int) -> None:
+    """Table `tuned_layers`: mean KL of both lenses, held-out prompts and reported ones."""
+    add(connection, "tuned_layers", pd.DataFrame(columns=[*LAYERS]).astype(LAYERS))
+    cells = "SELECT DISTINCT model, layer FROM tuned ORDER BY ALL"
+    for cell in connection.execute(cells).fetchall():
+        rows = connection.execute(
+            """SELECT part, ridge, steps, kl AS tuned, plain_kl AS plain FROM tuned
+               WHERE model = ? AND layer = ? ORDER BY task, prompt_set, prompt_id""",
+            cell,
+        ).df()
+        apart = rows.part == "held-out"
+        chosen = [rows.ridge[0], rows.steps[0]]
+        found = []
+        for lens in ("plain", "tuned"):
+            shown = rows[lens][~apart]
+            numbers = band(shown, resamples, seed) if len(shown) else [np.nan] * 3
+            held = [int(apart.sum()), rows[lens][apart].mean()]
+            found.append([*cell, lens, *chosen, *held, len(shown), *numbers])
+        add(connection, "tuned_layers", pd.DataFrame(found, columns=[*LAYERS]).astype(LAYERS))
+
+
+NAMES = dict.fromkeys(("model", "task", "lens"), "str")
+MEANS = dict.fromkeys(("reciprocal_rank", "low", "high", "top_1", "top_10"), "float64")
+CURVES = NAMES | {"target": "str", "layer": "int64", "depth": "float64", "prompts": "int64"} | MEANS
+CROSSOVERS = NAMES | {"prompts": "int64"} | dict.fromkeys(
+    ("depth", "low", "high", "uncrossed", "argument_peak"), "float64"
+) | {"argument_peak_layer": "int64", "argument_end": "float64", "answer_end": "float64"}  # fmt: skip
+LAYERS = {"model": "str", "layer": "int64", "lens": "str", "ridge": "float64", "steps": "float64"}
+LAYERS |= {"held_out": "int64", "held_out_kl": "float64", "prompts": "int64"}
+LAYERS |= dict.fromkeys(("kl", "low", "high"), "float64")
 
 
 def add(connection, table: str, rows: pd.DataFrame) -> None:

@@ -19,6 +19,7 @@ LISTS = (
     "swaps.tasks",
     "patching.tasks",
     "relational.tasks",
+    "tuned.tasks",
 )
 # The keys that say where a model is, by its source.
 SOURCES = {"package": ("files",), "local": ("path",), "hub": ("id", "revision")}
@@ -103,6 +104,7 @@ def checked(config: dict) -> dict:
     _fill_defaults(config, rules)
     for name, model in config["models"].items():
         _check_model(name, model)
+        _check_chat(name, model, config)
     config["models"] = series.expanded(config["models"])
     if config["relational"]["tasks"] != []:
         _check_one_process(config["models"])
@@ -170,6 +172,21 @@ def _check_one_process(models):
                 f"config, relational > tasks: Jacobians need {name} in one process, without offload; "
                 "write relational: {tasks: []}, or shards: 1 and engine: auto there"
             )
+
+
+def _check_chat(name, model, config):
+    if not model["chat"]:
+        return
+    if config["prompts"]["common"] and len(config["models"]) > 1:
+        raise Problem(
+            f"config, models > {name}: chat: true has no prompt in common with other models; "
+            "write prompts: {common: false}"
+        )
+    if any(listed != [] for listed in config["contenders"].values()):
+        raise Problem(
+            f"config, models > {name}: chat: true and contenders, whose many demonstrations are not "
+            "turns; write contenders: {task_vectors: [], function_vectors: []}"
+        )
 
 
 def _check_names(section, names):

@@ -24,6 +24,7 @@ NAMED = {
     "patching": ("task", None),
     "relational": ("task", None),
     "attribution": ("task", None),
+    "tuned": (None, "layer"),
 }
 
 

@@ -92,6 +92,11 @@ def other_domains(sweep: "Sweep", task: str) -> list[str]:
     return [name for name in sweep.tasks if name == sweep.loaded[task].out_of_domain.get("task")]
 
 
+def tuned_tasks(sweep: "Sweep", task: str) -> list[str]:
+    """The tasks whose prompts translators are fitted on and read, all together."""
+    return sweep.listed("tuned.tasks")
+
+
 def other_models(sweep: "Sweep", model: str) -> list[str]:
     """The models that must keep a model's prompts too: all others with `common`, else none."""
     return [name for name in sweep.models if name != model and sweep.config["prompts"]["common"]]
@@ -172,6 +177,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=(
             "tasks.file",
+            "models.chat",
             "prompts.demonstrations",
             "prompts.seed",
             "prompts.max_prompts",
@@ -320,6 +326,17 @@ ROWS = (
         memory=(2000, 1000, 32_000),  # the readout in float32
         minutes=(30, 2, 240),
     ),
+    Stage(
+        "tuned",
+        "the tuned lens: translators fitted on train prompts, argument and answer read by them",
+        inputs=MODEL
+        | {name: Input(name, tasks=tuned_tasks) for name in ("prompts", "states", "lens")},
+        outputs={"output": "{model}/{layers}.parquet"},
+        keys=("tuned.tasks", "prompts.seed"),
+        tasks="tuned.tasks",
+        memory=(3000, 1000, 32_000),  # the readout in float32
+        minutes=(60, 4, 480),
+    ),
 )
 SUMMARY = Stage(
     "summary",
@@ -341,6 +358,7 @@ SUMMARY = Stage(
         "patching": Input("patching"),
         "relational": Input("relational"),
         "attribution": Input("attribution"),
+        "tuned": Input("tuned"),
     },
     # The grid itself is a setting too: see `Sweep.settings`.
     keys=("summary.resamples", "lens.top_k"),

@@ -100,6 +100,8 @@ class Sweep:
         """The cells of a stage, of one model or of all."""
         if not stage.parts:
             return [Cell()]
+        if not self.listed(stage.tasks):
+            return []
         wanted = [
             name
             for name in self.models
@@ -197,6 +199,7 @@ class Sweep:
                 "swapped": self.listed("swaps.tasks"),
                 "patched": self.listed("patching.tasks"),
                 "related": self.listed("relational.tasks"),
+                "tuned": self.listed("tuned.tasks"),
             }
         return found
 
@@ -206,6 +209,8 @@ class Sweep:
             return cell.task in self.listed(key)
         if key == "interventions.rivals":
             return rivals(self, cell.task)
+        if key == "tuned.tasks":
+            return self.listed(key)
         if key == "prompts.common":  # the models, so that one more runs the prompts again
             return sorted(other_models(self, cell.model))
         if section == "models":

@@ -26,6 +26,7 @@ FIGURES = {
     "patterns": Figure("patterns", 3, "Patterns and applying sublayers", "Stages"),
     "crossover": Figure("curves", 3, "Depth of the crossover", "Stages"),
     "attribution": Figure("attribution", 2, "What each layer adds to the answer", "Stages"),
+    "tuned": Figure("tuned", 1, "The X through a tuned lens", "Stages"),
     "extractive": Figure("curves", 3, "Abstractive and extractive prompts", "Stages"),
     "interventions": Figure("interventions", 3, "Answer before and after", "o-vectors"),
     "intervention_example": Figure(

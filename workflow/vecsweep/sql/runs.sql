@@ -10,7 +10,8 @@ WITH notes AS (
 named AS (
     SELECT split(replace(substr(file_name, $start), '.parquet', ''), '/') AS path, note FROM notes
 )
-SELECT path[1] AS stage, path[2] AS model, path[3] AS task, path[4] AS layers,
+SELECT path[1] AS stage, path[2] AS model, if(path[1] = 'tuned', NULL, path[3]) AS task,
+       if(path[1] = 'tuned', path[3], path[4]) AS layers,
        note['step_version']::INT AS step_version,
        note['vecsweep'] AS vecsweep, note['git_commit'] AS git_commit, note['python'] AS python,
        note['packages'] AS packages,

@@ -79,6 +79,9 @@ SELECT * FROM read_parquet($relational);
 CREATE TABLE attribution AS
 SELECT * FROM read_parquet($attribution);
 
+CREATE TABLE tuned AS
+SELECT * FROM read_parquet($tuned);
+
 -- What the own answer's reciprocal place among all would be in any order; filled by stage summary.
 CREATE TABLE chances (accepted SMALLINT, alternatives SMALLINT, among_chance DOUBLE);
 

@@ -7,8 +7,10 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from vecsweep import Problem, tables, tasks
-from vecsweep.files import once
+from vecsweep.engine.sources import weights_folder
+from vecsweep.files import once, read_json
 from vecsweep.layout import STAGES
+from vecsweep.tasks.chat import Chat, novel_turns, question_turns
 from vecsweep.tasks.readers import Reader, continuation
 from vecsweep.tasks.rows import PROMPT_SETS
 from vecsweep.tasks.splits import is_outside, split_rows
@@ -43,7 +45,8 @@ def run(args):
     others = [once(args, Reader.of, *paths) for paths in zip(args.others, args.tokenizers)]
     # A section of a published file is named in the config, not in the file's path.
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
-    rows = build(task, tokenizer, args.settings, context, others)
+    chat = once(args, chat_of, args.model) if args.settings.get("chat") else None
+    rows = build(task, tokenizer, args.settings, context, others, chat)
     for row in rows:
         row |= {"model": model, "title": task.title, "kind": task.kind}
     tables.write("prompts", rows, args.output, {"step_version": STAGES["prompts"].version})
@@ -56,19 +59,26 @@ def run(args):
         )
 
 
+def chat_of(path) -> Chat:
+    """The chat template of the model that a `model.json` describes."""
+    description = read_json(path)
+    return Chat(description["model"], weights_folder(description, path))
+
+
 def build(
     task: tasks.Task,
     tokenizer: Tokenizer,
     settings: dict,
     context: int | None = None,
     others: Sequence[Reader] = (),
+    chat: Chat | None = None,
 ) -> list[dict]:
     """The rows of table `prompts` for a task: abstractive, extractive and novel prompts.
 
     `prompt_id` is the row number in the task's data, the same in all three sets and all models.
     `settings`: demonstrations, seed, max_prompts (None for all). The sets that share a pair are
     dropped or kept together, but a copying twin has no first token to share. A pair that one of the
-    `others` would drop is dropped too.
+    `others` would drop is dropped too. With a `chat` all are conversations.
     """
     seed = settings["seed"]
     words = tasks.random_words()
@@ -79,14 +89,18 @@ def build(
         template = tasks.template_of(task, row, seed)
         # Seeded by the row itself, so that a row added elsewhere changes no prompt.
         generator = random.Random(tasks.seeded(task, row, "novel", seed))
-        texts = {"abstractive": tasks.abstractive_prompt(task, row, shown, template)}
-        if task.extractive:
-            texts["extractive"] = tasks.extractive_prompt(task, row, shown, template)
-        texts["novel"] = tasks.novel_prompt(row, words, generator, task.space)
+        if chat:
+            texts = _spoken(chat, task, row, shown, template, novel_turns(row, words, generator))
+        else:
+            texts = {"abstractive": tasks.abstractive_prompt(task, row, shown, template)}
+            if task.extractive:
+                texts["extractive"] = tasks.extractive_prompt(task, row, shown, template)
+            texts["novel"] = tasks.novel_prompt(row, words, generator, task.space)
         for prompt_set, text in texts.items():
             twin = prompt_set == "extractive"
             answers = tasks.extractive_answers(task, row) if twin else row["answers"]
-            prompts.append(Said(text, row["argument"], answers, twin, task.space))
+            space = chat.between if chat else task.space
+            prompts.append(Said(text, row["argument"], answers, twin, space))
             rows.append(
                 {
                     "task": task.name,
@@ -103,7 +117,8 @@ def build(
                     "out_of_domain": is_outside(task, row),
                 }
             )
-    for row, tokens in zip(rows, _tokens(tokenizer, prompts, context)):
+    # A chat template writes the special tokens itself.
+    for row, tokens in zip(rows, _tokens(tokenizer, prompts, context, special=not chat)):
         row |= tokens
     for other in others:
         for row, tokens in zip(rows, _tokens(other.tokenizer, prompts, other.context)):
@@ -134,10 +149,19 @@ def text_of(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _tokens(tokenizer, prompts, context):
+def _spoken(chat, task, row, shown, template, novel):
+    """The texts of a row's prompts as conversations, by prompt set."""
+    turns = {"abstractive": question_turns(task, row, shown, template, extractive=False)}
+    if task.extractive:
+        turns["extractive"] = question_turns(task, row, shown, template, extractive=True)
+    return {name: chat.text(some) for name, some in (turns | {"novel": novel}).items()}
+
+
+def _tokens(tokenizer, prompts, context, special=True):
     """The token columns of each prompt; all texts are encoded in one call, on all cores."""
     texts = list(dict.fromkeys(text for said in prompts for text in (said.text, *said.continued)))
-    ids = {text: found.ids for text, found in zip(texts, tokenizer.encode_batch(texts))}
+    found = tokenizer.encode_batch(texts, add_special_tokens=special)
+    ids = {text: some.ids for text, some in zip(texts, found)}
     return [_columns(tokenizer, said, ids, context) for said in prompts]
 
 

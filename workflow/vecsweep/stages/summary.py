@@ -102,7 +102,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
 
     `tasks` lists `all` tasks, those whose o-vectors are `injected`, of these those `contended` by other
     methods and those whose vectors are `by_heads`, and those that are `ablated`, `swapped`, `patched`
-    or `related` (none if not named).
+    or `related`, or that a lens is `tuned` on (none if not named).
     """
 
     def files(name, names=("",), output="output"):
@@ -130,6 +130,7 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "patching": files("patching", tasks.get("patched", [])),
         "relational": files("relational", tasks.get("related", [])),
         "attribution": files("attribution", tasks["all"]),
+        "tuned": files("tuned") if tasks.get("tuned") else [],
     }
 
 

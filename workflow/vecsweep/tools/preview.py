@@ -35,7 +35,8 @@ def run(args):
     reader = reader_of(sweep, args.model)
     others = [reader_of(sweep, other) for other in settings["common"]]
     task = sweep.load_task(name)
-    rows = prompts.build(task, reader.tokenizer, settings, reader.context, others)
+    chat = chat_of(sweep, args.model) if settings["chat"] else None
+    rows = prompts.build(task, reader.tokenizer, settings, reader.context, others, chat)
     show(terminal.console(), task, rows, reader.tokenizer)
 
 
@@ -83,6 +84,18 @@ def reader_of(sweep: Sweep, model: str):
         raise Problem(f"model '{model}': no tokenizer in {where}: {reason}") from error
     context = getattr(about, "max_position_embeddings", None)
     return Reader(model, plain(model, tokenizer), context)
+
+
+def chat_of(sweep: Sweep, model: str):
+    """A model's chat template: from its results, or its own folder."""
+    from vecsweep.stages import prompts
+    from vecsweep.tasks.chat import Chat
+
+    described = sweep.outputs(STAGES["models"], Cell(model))["description"]
+    source = sweep.config["models"][model]
+    if not Path(described).exists() and source["source"] == "local":
+        return Chat(model, Path(source["path"]).expanduser())
+    return prompts.chat_of(described)
 
 
 def show(console, task, rows: list[dict], tokenizer) -> None:
