@@ -142,6 +142,8 @@ def add_patching_bands(connection, resamples: int, seed: int) -> None:
     ]
     frame = pd.DataFrame(found, columns=[*keys, "pairs", *columns])
     add(connection, "patching_bands", frame.astype(types))
+
+
 def add_tuned_curves(connection, resamples: int, seed: int) -> None:
     """Tables `tuned_curves` and `tuned_crossovers`: the plain and the tuned lens on the same prompts."""
     for table, columns in (("tuned_curves", CURVES), ("tuned_crossovers", CROSSOVERS)):

@@ -10,10 +10,10 @@ from vecsweep import Problem, nearest, series
 from vecsweep.files import PACKAGE, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
+CONTENDERS = ("contenders.task_vectors", "contenders.function_vectors")
 LISTS = (
     "interventions.tasks",
-    "contenders.task_vectors",
-    "contenders.function_vectors",
+    *CONTENDERS,
     "ablations.tasks",
     "ablations.twins",
     "swaps.tasks",
