@@ -189,7 +189,9 @@ def test_experts_one_by_one_in_files(kind, tmp_path):
     key = next(key for key in content["weight_map"] if ".experts.1." in key)
     del content["weight_map"][key]
     write_json(content, index)
-    with pytest.raises(Problem, match="'model.layers..*.mlp.experts.*_proj'.*; fetch the model again"):
+    with pytest.raises(
+        Problem, match="'model.layers..*.mlp.experts.*_proj'.*; fetch the model again"
+    ):
         Checkpoint(tmp_path, model).check(model)
 
 

@@ -110,7 +110,12 @@ def sharded_run(tmp_path_factory):
         change_tensors(stages[name].folder, change)
         note_checksums(stages[name].description, stages[name].folder)
     extra = [SLIM, *BROKEN]
-    cases = [*CASES, *ALIKE, *WAYS, *((name, engine) for name in extra for engine in ("tensor", "zero"))]
+    cases = [
+        *CASES,
+        *ALIKE,
+        *WAYS,
+        *((name, engine) for name in extra for engine in ("tensor", "zero")),
+    ]
     output = folder / "found"
     output.mkdir()
     plan = {
