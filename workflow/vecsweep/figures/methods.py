@@ -11,7 +11,6 @@ from vecsweep.figures.drawing import (
     legend,
     line_key,
     say_empty,
-    say_in_row,
     vector_sheet,
 )
 
@@ -110,7 +109,15 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
         for column, (_, style) in lines.items():
             panel.axvline(cells[cell][0][column], linestyle=style, zorder=1, **thin)
         if "o-vector" not in rows:  # a contender needs no donor
-            say_in_row(panel, shown.index("o-vector"), NO_VECTOR)
+            place = panel.get_yaxis_transform()
+            look = {
+                "ha": "right",
+                "va": "center",
+                "style": "italic",
+                "color": GREY,
+                "fontsize": 6.5,
+            }
+            panel.text(0.98, 0, NO_VECTOR, transform=place, backgroundcolor="white", **look)
         for y, name in enumerate(shown):
             if name in rows:
                 row, colour = rows[name], METHODS[name][1][0]
