@@ -308,8 +308,9 @@ def test_a_model_that_answers_nothing_has_no_function_vector(tiny_model, tmp_pat
     assert read_table(paths["table"]).num_rows == 0
 
 
-@pytest.mark.parametrize("form", planted.FORMS)
-@pytest.mark.parametrize("site", ["attention", "ffn"])
+@pytest.mark.parametrize(
+    "form, site", [("gpt2", "attention"), ("gptj", "ffn"), ("bloom", "attention")]
+)
 def test_the_planted_head_is_found(form, site, tmp_path):
     """Where nothing names the relation, one head's mean output brings the answer: that which adds
     the vector, or that which brings the flag the FFN waits for."""
@@ -338,7 +339,9 @@ def test_the_planted_head_is_found(form, site, tmp_path):
     assert mean[expected] > 0.5 * shown_probability and others.max() < 0.02 * mean[expected]
     found = heads.vector_of(engine, [expected], means, scales)
     if site == "attention":
-        torch.testing.assert_close(found, vector, rtol=1e-2, atol=1e-2 * vector.norm().item())
+        # The layer norm shrinks what the head reads a little, by how much else is in the stream.
+        assert torch.cosine_similarity(found, vector, 0) > 0.999
+        assert 0.85 < found.norm() / vector.norm() < 1.01
 
     # Added to the stream, it brings every test prompt's own answer, below the FFN or anywhere.
     write_tensors({"function_vector": found}, tmp_path / "heads.safetensors")

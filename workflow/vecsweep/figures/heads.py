@@ -24,11 +24,10 @@ def heads(connection):
         values = np.zeros(size)
         for row in rows:
             values[row["head"], row["layer"]] = row["effect"]
-        drawn = panel.pcolormesh(values, cmap="RdBu_r", vmin=-most, vmax=most, rasterized=True)
-        chosen = [(row["layer"] + 0.5, row["head"] + 0.5) for row in rows if row["chosen"]]
+        drawn = panel.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+        chosen = [(row["layer"], row["head"]) for row in rows if row["chosen"]]
         panel.plot(*zip(*chosen), "s", markersize=4, markerfacecolor="none", color="black")
         panel.locator_params(axis="both", integer=True, nbins=5)
-        panel.invert_yaxis()
     if panels:
         bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.7, pad=0.01)
         bar.set_label("Rise of the answer's probability")

@@ -4,6 +4,7 @@ from vecsweep.figures.drawing import (
     ANSWER,
     APPLIED,
     GREY,
+    NO_VECTOR,
     OCHRE,
     PURPLE,
     by_cell,
@@ -58,7 +59,7 @@ def methods(connection):
 
     def star(panel, y, name, row, look):
         # Marked: differs from the o-vector, all methods and tasks of the model accounted for.
-        if name != "o-vector" and row["p_holm"] < 0.05:
+        if row["p_holm"] is not None and row["p_holm"] < 0.05:
             edge = row["reciprocal_rank_after_high"]
             panel.annotate("*", (edge, y), (3, -5), textcoords="offset points", fontsize=9)
         return look
@@ -93,7 +94,7 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
     """
     cells = by_cell(connection, "SELECT * FROM methods WHERE domain = 'in'")
     present = {row["method"] for rows in cells.values() for row in rows}
-    shown = [name for name in METHODS if name in present] or ["o-vector"]
+    shown = [name for name in METHODS if name in present | {"o-vector"}]
     high = 0.3 + 0.15 * max(len(shown), 6)
     figure, panels = vector_sheet(connection, cells, high=high, left=1.9)
     most = max((r[f"{measure}_high"] for cell in panels for r in cells[cell]), default=1)
@@ -107,6 +108,16 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
         rows = {row["method"]: row for row in cells[cell]}
         for column, (_, style) in lines.items():
             panel.axvline(cells[cell][0][column], linestyle=style, zorder=1, **thin)
+        if "o-vector" not in rows:  # a contender needs no donor
+            place = panel.get_yaxis_transform()
+            look = {
+                "ha": "right",
+                "va": "center",
+                "style": "italic",
+                "color": GREY,
+                "fontsize": 6.5,
+            }
+            panel.text(0.98, 0, NO_VECTOR, transform=place, backgroundcolor="white", **look)
         for y, name in enumerate(shown):
             if name in rows:
                 row, colour = rows[name], METHODS[name][1][0]
@@ -145,7 +156,7 @@ def methods_by_layer(connection):
         panel.locator_params(axis="x", integer=True, nbins=5)
         panel.locator_params(axis="y", nbins=4)
         panel.set_ylim(0, min(1.02, 1.1 * max(row["high"] for row in rows)))
-    figure.supxlabel("Start layer: the first layer whose FFN is edited")
+    figure.supxlabel("Start layer: the first layer that is edited")
     figure.supylabel("Mean reciprocal rank of the answer, dev")
     keys = [line_key(METHODS[name][0], **look) for name, look in BY_LAYER.items()]
     keys += [line_key("before", "--", "black", linewidth=0.8)]

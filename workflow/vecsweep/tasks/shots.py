@@ -8,6 +8,8 @@ from vecsweep.tasks import Task, abstractive_prompt, gives_away
 from vecsweep.tasks.readers import Reader, continuation
 from vecsweep.tasks.rows import in_domain, kept_rows
 
+IDS = ("token_ids", "shuffled_ids")
+
 
 def train_pool(prompts, elsewhere) -> list[dict]:
     """The in-domain abstractive train prompts that give nothing of dev and test away.
@@ -36,8 +38,9 @@ def draw(
 
     A prompt is its row of the pool with its `token_ids`, and `shuffled_ids`: those with each
     demonstration's answer given to the next one. Nothing that is asked stands among the
-    demonstrations, nor does its answer, but in many-to-one relations. Prompts that are longer than
-    the context, or whose answer would have another first token, are left out; sets without any too.
+    demonstrations, nor does its answer, but in many-to-one relations. There are fewer demonstrations
+    where the context is too short. Prompts whose answer would have another first token are left
+    out, and sets without any.
     """
     found = []
     for number in range(sets):
@@ -46,9 +49,14 @@ def draw(
         shown = [task.rows[row["prompt_id"]] for row in order[len(asked) :]]
         shown = [one for one in shown if all(_fits(task, one, row) for row in asked)][:shots]
         template = number % len(task.templates)
-        prompts = [_prompt(task, reader, row, shown, template) for row in asked] if shown else []
-        if some := [prompt for prompt in prompts if prompt]:
-            found.append(some)
+        while shown:
+            prompts = [_prompt(task, reader.tokenizer, row, shown, template) for row in asked]
+            some = [prompt for prompt in prompts if prompt]
+            longest = max((len(prompt[key]) for prompt in some for key in IDS), default=0)
+            if not reader.context or longest < reader.context:
+                found += [some] if some else []
+                break
+            shown = shown[:-1]
     return found
 
 
@@ -59,21 +67,17 @@ def _fits(task, shown, row):
     return not gives_away(shown, asked)
 
 
-def _prompt(task, reader, row, shown, template):
+def _prompt(task, tokenizer, row, shown, template):
     asked = task.rows[row["prompt_id"]]
     moved = [
         one | {"answers": other["answers"]} for one, other in zip(shown, [*shown[1:], shown[0]])
     ]
     texts = [abstractive_prompt(task, asked, some, template) for some in (shown, moved)]
-    ids = [_ids(reader.tokenizer, text) for text in texts]
-    tokens = continuation(
-        ids[0], _ids(reader.tokenizer, f"{texts[0]}{task.space}{asked['answers'][0]}")
-    )
+    ids = [_ids(tokenizer, text) for text in texts]
+    tokens = continuation(ids[0], _ids(tokenizer, f"{texts[0]}{task.space}{asked['answers'][0]}"))
     if not tokens or tokens[0] not in row["answer_tokens"]:
         return None
-    if reader.context and max(map(len, ids)) >= reader.context:
-        return None
-    return row | {"token_ids": ids[0], "shuffled_ids": ids[1]}
+    return row | dict(zip(IDS, ids))
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
