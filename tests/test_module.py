@@ -49,7 +49,7 @@ def mine(tmp_path):
         said = f'prefix: "{prefix}"' if prefix else ""
         text = SNAKEFILE.format(code=REPO, prefix=said, there=there)
         (tmp_path / "Snakefile").write_text(text)
-        words = ["--cores", "1", "--rerun-triggers", "mtime", *words]
+        words = [*words, "--cores", "1", "--rerun-triggers", "mtime"]
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *words],
             cwd=tmp_path,
