@@ -177,7 +177,9 @@ def add_tuned_layers(connection, resamples: int, seed: int) -> None:
     cells = "SELECT DISTINCT model, layer FROM tuned ORDER BY ALL"
     for cell in connection.execute(cells).fetchall():
         rows = connection.execute(
-            """SELECT part, ridge, steps, kl AS tuned, plain_kl AS plain FROM tuned
+            """SELECT part, ridge::DOUBLE AS ridge, steps::DOUBLE AS steps, kl AS tuned,
+                      plain_kl AS plain
+               FROM tuned
                WHERE model = ? AND layer = ? ORDER BY task, prompt_set, prompt_id""",
             cell,
         ).df()

@@ -58,6 +58,13 @@ attribution_found AS (
     FROM attribution
     GROUP BY ALL
 ),
+tuned_found AS (
+    SELECT model, layer, [count(*), sum(hash(task, prompt_set, prompt_id))] AS which,
+           bool_and(coalesce(argument_rank >= 0 AND answer_rank >= 0 AND isfinite(kl)
+                             AND isfinite(plain_kl), false)) AS sound
+    FROM tuned
+    GROUP BY ALL
+),
 -- The same prompts at every setting, and for contenders the same as for the others.
 settings AS (
     SELECT model, ovector_task, task, split, domain,
@@ -190,6 +197,11 @@ SELECT 'attribution', model, task, NULL, 'not one number for each kept prompt an
 FROM attribution_wanted AS w FULL JOIN attribution_found AS f
     USING (model, task, layer, sublayer)
 WHERE w.which IS DISTINCT FROM f.which OR NOT sound
+UNION ALL
+SELECT 'tuned', model, NULL, NULL, 'not the same prompts after every layer, or a number that can be none'
+FROM tuned_found JOIN models USING (model)
+GROUP BY model
+HAVING count(DISTINCT which) > 1 OR count(*) != any_value(layers) OR NOT bool_and(sound)
 UNION ALL
 SELECT stage, model, task, NULL,
        'a rank that can be none, or settings with other prompts than the rest'
