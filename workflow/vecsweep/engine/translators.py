@@ -118,7 +118,7 @@ class Translator:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Translated states [n, d_model], in float32."""
         states = states.float()
-        if self.basis is None:
+        if self.basis is None or self.matrix is None or self.mean is None or self.bias is None:
             return states
         return states + (states - self.mean) @ self.basis.T @ self.matrix + self.bias
 
