@@ -13,6 +13,14 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+
+
+# Used with --sdm apptainer alone.
+if SITE["container"]:
+
+    container: SITE["container"]
+
+
 include: "workflow/rules/stages.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/figures.smk"

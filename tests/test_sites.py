@@ -52,7 +52,7 @@ def test_a_models_own_nodes(tmp_path):
 
 def test_a_site_file_without_the_newer_keys(tmp_path):
     content = yaml.safe_load(EXAMPLE.read_text())
-    del content["models"], content["slurm_extra"]
+    del content["models"], content["slurm_extra"], content["container"]
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(content))
     assert resources.read_site(tmp_path) == site(tmp_path)
 
