@@ -1,17 +1,25 @@
 """What a shared machine or cluster asks for: several kinds of nodes, no network, several users."""
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
+import torch
 import yaml
 
 from conftest import REPO, command
-from vecsweep import Problem, resources
-from vecsweep.__main__ import fetches
+from vecsweep import Problem, files, resources, sweep
+from vecsweep.__main__ import fetches, main
 from vecsweep.layout import STAGES
+from vecsweep.tools import width
 
 EXAMPLE = REPO / "workflow" / "profiles" / "slurm" / "site.example.yaml"
 MODEL = {"layers": 12, "dtype": "bfloat16", "offload": False, "source": "local", "path": "none"}
@@ -52,7 +60,7 @@ def test_a_models_own_nodes(tmp_path):
 
 def test_a_site_file_without_the_newer_keys(tmp_path):
     content = yaml.safe_load(EXAMPLE.read_text())
-    del content["models"], content["slurm_extra"]
+    del content["models"], content["slurm_extra"], content["container"]
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(content))
     assert resources.read_site(tmp_path) == site(tmp_path)
 
@@ -105,3 +113,99 @@ def test_only_a_model_from_the_hub_may_reach_it(stage):
     for source in ("hub", "local", "package"):
         args = SimpleNamespace(command=stage, settings={"source": source})
         assert fetches(args) == (stage == "models" and source == "hub")
+
+
+def test_dag_counts_the_jobs_of_a_made_up_sweep(tmp_path, capsys):
+    size = {"models": 1, "tasks": 11, "layers": 4, "layers-per-job": 2, "tasks-per-job": 1}
+    words = [word for key, value in size.items() for word in (f"--{key}", str(value))]
+    assert main(["dag", str(tmp_path / "dag"), *words]) == 0
+    title, empty, full = capsys.readouterr().out.splitlines()
+    # The model; 12 jobs a task, lens and interventions in two blocks; summary, figures, page, all.
+    assert title == "1 models x 11 tasks x 2 blocks"
+    assert int(empty.split()[3]) >= 1 + 12 * 11 + 4
+    assert "results there: 0 jobs" in full and not [*tmp_path.iterdir()]
+
+
+def test_width_extrapolates_by_the_layer():
+    few = dict.fromkeys(width.STEPS, (3.0, 5e9))
+    many = dict.fromkeys(width.STEPS, (4.0, 7e9))
+    for row in width.rows(few, many, [1, 2]):
+        assert row[1:] == (2, 1, 72, 3, 2, 143)
+
+
+@contextmanager
+def user(uid, gid, umask=0o002):
+    """Files are read and written as by another user."""
+    before = os.umask(umask)
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.umask(before)
+
+
+@pytest.fixture
+def shared():
+    """A results folder of a group, which others may not enter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be several users")
+    folder = Path(tempfile.mkdtemp(prefix="shared-"))
+    os.chown(folder, 0, 7777)
+    folder.chmod(0o2770)
+    groups = os.getgroups()
+    os.setgroups([])
+    yield folder
+    os.setgroups(groups)
+    shutil.rmtree(folder)
+
+
+# Name -> (how it is written, how it is read).
+KINDS = {
+    "a.json": (lambda p: files.write_json({"a": 1}, p), files.read_json),
+    "a.parquet": (lambda p: files.write_table(pa.table({"a": [1]}), p), files.read_table),
+    "a.safetensors": (
+        lambda p: files.write_tensors({"a": torch.ones(2)}, p),
+        lambda p: files.Tensors(p)["a"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_results_folder_of_a_group(shared, name):
+    write, read = KINDS[name]
+    path = shared / "stage" / "model" / name
+    with user(1111, 7777):
+        write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664 and path.stat().st_uid == 1111
+    for folder in (path.parent, path.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o2775 and folder.stat().st_gid == 7777
+    with user(2222, 7777):  # another of the group goes on
+        read(path)
+        write(path)
+    assert path.stat().st_uid == 2222 and path.stat().st_gid == 7777
+    with user(3333, 3333):  # a stranger is told in one line
+        with pytest.raises(Problem, match="Permission denied; ask its owner") as error:
+            read(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+        with pytest.raises(Problem, match=r"cannot write .*: Permission denied"):
+            write(path)
+
+
+def test_a_careful_users_umask_is_kept(shared):
+    with user(1111, 7777, umask=0o077):
+        files.write_json({"a": 1}, shared / "private.json")
+    assert stat.S_IMODE((shared / "private.json").stat().st_mode) == 0o600
+
+
+def test_settings_of_another_user_are_noted_anew(shared):
+    note = {str(shared / "settings" / "a.json"): {"a": 1}}
+    with user(1111, 7777):
+        sweep.note(note)
+    with user(2222, 7777):
+        assert sweep.note(note) == {}  # they say the same
+        before = sweep.note({path: {"a": 2} for path in note})
+        sweep.restore(before)
+        assert [sweep.read_note(path) for path in note] == [{"a": 1}]

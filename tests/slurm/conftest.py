@@ -35,6 +35,7 @@ SITE = {
     "max_hours": 24,
     "modules": [],
     "slurm_extra": None,
+    "container": None,
     "models": {},
 }
 # Looked at again soon, for these jobs last seconds.

@@ -49,7 +49,7 @@ def replacing(path):
         reason = os.strerror(error.errno) if error.errno else error
         raise Problem(f"cannot write {path}: {reason}") from error
     finally:
-        if temporary.exists():
+        if os.path.lexists(temporary):  # in a folder that is locked nothing is
             temporary.unlink()
 
 
@@ -139,12 +139,28 @@ def read_json(path) -> dict:
         found = json.loads(Path(path).read_text())
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
+    except PermissionError as error:
+        raise Problem(locked(path)) from error
     except (OSError, ValueError) as error:
         raise Problem(f"cannot read {path}: {error}; delete it and run again") from error
     content = _unmarked(found)
     if content is None:
         raise Problem(f"{path} is damaged (checksum differs); delete it and run again")
     return content
+
+
+def is_locked(path) -> bool:
+    """Whether a file, or a folder above it, may not be read by this user."""
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        return error.errno == errno.EACCES
+    return False
+
+
+def locked(path) -> str:
+    """What to say of a file that is another user's."""
+    return f"cannot read {path}: Permission denied; ask its owner for chmod -R g+rX on the results"
 
 
 def _json_crc32(data: dict) -> str:
@@ -236,6 +252,8 @@ class Tensors:
             self._checksums = json.loads(self.metadata.get("checksums", "{}"))
             shapes = self.shapes = {name: self._file.get_slice(name).get_shape() for name in self}
         except (OSError, ValueError, SafetensorError) as error:
+            if is_locked(path):  # safetensors says "no such file"
+                raise Problem(locked(path)) from error
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             raise self._damaged(reason) from error
         notes = {key: note for key, note in self.metadata.items() if key != "checksums"}
@@ -305,6 +323,8 @@ def _checked(path) -> tuple[bytes, bool]:
     """(the bytes of a Parquet file, whether they carry a checksum); Problem if that differs."""
     try:
         data = Path(path).read_bytes()
+    except PermissionError as error:
+        raise Problem(locked(path)) from error
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise Problem(f"cannot read {path}: {reason}; run again") from error

@@ -14,7 +14,7 @@ from vecsweep.tools import plan
 NAMES = ("account", "cpu_partition", "gpu_partition", "gpu_model")  # or nothing
 NUMBERS = {"gpus_per_node": 0, "gpu_memory_gb": 1, "cpus_per_gpu": 1, "max_hours": 1}  # at least
 KEYS = (*NAMES, *NUMBERS, "modules")
-MAY = ("slurm_extra", "models")  # may be left out
+MAY = ("slurm_extra", "container", "models")  # may be left out
 
 
 def read_site(folder: Path) -> dict:
@@ -32,7 +32,7 @@ def read_site(folder: Path) -> dict:
         said = [f"unknown: {wrong}"] * bool(wrong)
         said += [f"missing: {', '.join(lacking)}"] * bool(lacking)
         raise Problem(f"{path}: keys that are {', '.join(said)}; write those of site.example.yaml")
-    site = {"slurm_extra": None, "models": {}} | site
+    site = {"slurm_extra": None, "container": None, "models": {}} | site
     check_values(site, path)
     if not isinstance(site["modules"], list) or not all(
         isinstance(m, str) for m in site["modules"]
@@ -64,7 +64,7 @@ def check_values(site: dict, where) -> None:
             continue  # of no GPU
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
             raise Problem(f"{where}, {key}: {value!r} is no number from {least} on; write one")
-    for key in (*NAMES, "slurm_extra"):
+    for key in (*NAMES, "slurm_extra", "container"):
         if site[key] is not None and not isinstance(site[key], str):
             raise Problem(
                 f"{where}, {key}: {site[key]!r} is no name; write it in quotes, or nothing"

@@ -1,7 +1,7 @@
 """What Snakemake takes to lay out a large sweep: time, memory, jobs, and a rerun of what is finished.
 
 Makes a config and stand-ins for all results in FOLDER, runs Snakemake dry on them before and after,
-prints a line for each, and what the results would take on disk; removes what it made. No job runs.
+prints a line for each; removes what it made. No job runs.
 """
 
 import os
@@ -103,7 +103,7 @@ def run(args):
         raise Problem(f"{args.folder} is there already; name a new folder")
     try:
         grid = made_up(args)
-        (args.folder / "run.yaml").write_text(yaml.safe_dump(grid))
+        (args.folder / "run.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
         sweep = Sweep(config.checked(grid), args.folder / "results")
         print(f"{args.models} models x {args.tasks} tasks x {len(sweep.blocks('model0'))} blocks")
         print(f"nothing there yet: {dry(args.folder)}", flush=True)
