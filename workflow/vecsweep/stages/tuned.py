@@ -27,6 +27,11 @@ def run(args):
     """Write table `tuned`: held-out, dev and test prompts after each layer of a block."""
     description, seed = read_json(args.model), args.settings["seed"]
     readout = once(args, Readout.load, args.readout)
+    if readout.cap is not None:
+        raise Problem(
+            f"model '{description['model']}': a lens is not tuned to soft-capped logits; name no tasks "
+            "under tuned, or leave the model out"
+        )
     own = [kept_rows(path, CAPTURED) for path in args.prompts]
     files = [states_of(*pair) for pair in zip(args.states, own)]
     rows = [row for some in own for row in some]
