@@ -1,5 +1,7 @@
 """Stage relational: Jacobians equal to autograd's on the whole model, and a relation built linear."""
 
+import duckdb
+import pyarrow as pa
 import pytest
 import torch
 
@@ -9,13 +11,14 @@ from conftest import run_stage
 from test_ablations import write_prompts
 from test_edits import block_of
 from test_swaps import chain
-from vecsweep import Problem, config
+from vecsweep import Problem, config, tables
 from vecsweep.engine import load
 from vecsweep.engine.edits import clean_runs
 from vecsweep.engine.jacobian import jacobians
-from vecsweep.files import read_table
+from vecsweep.files import PACKAGE, read_table
 from vecsweep.stages import relational
 from vecsweep.stages.relational import Setting, best, partners, ranks_of, spread
+from vecsweep.statistics import MACROS, wilson
 from vecsweep.tasks.rows import argument_ends, kept_rows
 
 D_MODEL = 32
@@ -120,6 +123,29 @@ def test_a_linear_relation_is_found(form, tmp_path):
     assert means["faithfulness", "identity"] == 0 == means["faithfulness", "regression"]
 
 
+def test_scores_are_of_the_setting_that_was_chosen():
+    def rows(split, method, layer, hits, beta=2.0):
+        named = {"model": "m", "task": "t", "measure": "faithfulness", "other_id": None}
+        for i, hit in enumerate(hits):
+            yield named | {"split": split, "method": method, "layer": layer, "beta": beta} | {
+                "rank": None, "prompt_id": i, "success": bool(hit), "chance": 0.25,
+            }  # fmt: skip
+
+    table = [*rows("dev", "lre", 0, [0, 1]), *rows("dev", "lre", 3, [1, 1])]
+    table += [*rows("test", "lre", 3, [1] * 9 + [0]), *rows("dev", "identity", 0, [0, 0], 1.0)]
+    table += [*rows("test", "identity", 0, [0] * 9, 1.0)]
+    table = pa.Table.from_pylist(table, tables.schema("relational"))
+    with duckdb.connect() as database:
+        database.execute(MACROS)
+        database.execute("CREATE TABLE relational AS FROM table")
+        query = (PACKAGE / "sql" / "tables" / "relational_scores.sql").read_text()
+        identity, lre = database.execute(query).df().to_dict("records")
+    assert (lre["method"], lre["layer"], lre["settings"], lre["dev_share"]) == ("lre", 3, 2, 1)
+    assert (lre["prompts"], lre["share"], lre["chance"], lre["dev_prompts"]) == (10, 0.9, 0.25, 2)
+    assert (lre["low"], lre["high"]) == pytest.approx(wilson(0.9, 10))
+    assert (identity["share"], identity["too_few"], lre["too_few"]) == (0, True, False)
+
+
 def test_what_is_chosen():
     tried = [Setting("lre", 0, 1.0), Setting("lre", 1, 1.0), Setting("identity", 0, 1.0)]
 
@@ -143,9 +169,9 @@ def test_a_model_in_several_processes_is_refused_before_any_job(how):
     model = {"source": "local", "path": "weights", "layers": 3, "dtype": "float32"}
     content = {"models": {"m": model, "wide": model | how}, "tasks": {"capitals": {}}}
     assert config.checked(content)["relational"]["tasks"] == []
-    for tasks in (["capitals"], None):
+    for listed in (["capitals"], None):
         with pytest.raises(Problem, match="Jacobians need wide in one process.*; write relational"):
-            config.checked(content | {"relational": {"tasks": tasks}})
+            config.checked(content | {"relational": {"tasks": listed}})
     content["models"].pop("wide")
     config.checked(content | {"relational": {"tasks": ["capitals"]}})
 

@@ -125,7 +125,8 @@ def add_attribution_bands(connection, resamples: int, seed: int) -> None:
 def add_patching_bands(connection, resamples: int, seed: int) -> None:
     """Table `patching_bands`: mean shares that were restored, with bands over pairs of prompts.
 
-    A pair's two directions are one value: they share their prompts.
+    A pair's two directions are one value: they share their prompts. Where all pairs are alike, as
+    they must be after the last block, there is no band.
     """
     keys = ["model", "task", "layer", "sublayer", "position"]
     columns = ["restored", "low", "high"]
@@ -137,8 +138,9 @@ def add_patching_bands(connection, resamples: int, seed: int) -> None:
            FROM patching GROUP BY ALL ORDER BY ALL"""
     ).df()
     found = [
-        [*key, len(group), *band(group.restored, resamples, seed)]
+        [*key, len(group), mean, *((low, high) if np.ptp(group.restored) else (np.nan, np.nan))]
         for key, group in rows.groupby(keys, sort=True)
+        for mean, low, high in [band(group.restored, resamples, seed)]
     ]
     frame = pd.DataFrame(found, columns=[*keys, "pairs", *columns])
     add(connection, "patching_bands", frame.astype(types))

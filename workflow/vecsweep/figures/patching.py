@@ -1,5 +1,7 @@
 """Figure of activation patching: which layer's state or update, at which token, carries the answer."""
 
+import numpy as np
+
 from vecsweep.figures.drawing import (
     ANSWER,
     APPLIED,
@@ -34,7 +36,8 @@ def patching(connection):
             for token, (_, style) in TOKENS.items():
                 mine = [r for r in cells[cell] if (r["sublayer"], r["position"]) == (part, token)]
                 depth, low, high, mean = (
-                    [row[key] for row in mine] for key in ("depth", "low", "high", "restored")
+                    np.array([row[key] for row in mine], float)  # no band is nan
+                    for key in ("depth", "low", "high", "restored")
                 )
                 panel.fill_between(depth, low, high, color=color, alpha=0.18, linewidth=0)
                 panel.plot(depth, mean, color=color, linestyle=style)
