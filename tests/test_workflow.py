@@ -520,12 +520,14 @@ SUMMARY = "results/summary.duckdb"
 
 @pytest.fixture
 def gone(project):
-    """The finished project, its states put aside: what the run below says of them, it removes."""
+    """The finished project, its states put aside; task `late` and its results go afterwards."""
     states = project.folder / "results" / "states"
     kept = states.rename(project.folder / "kept")
     yield project
     shutil.rmtree(states, ignore_errors=True)
     kept.rename(states)
+    for path in [*(project.folder / "results").rglob("late*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def to_run(project, config, *goals):
