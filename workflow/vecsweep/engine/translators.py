@@ -61,7 +61,8 @@ def ends_of(readout: Readout, states: torch.Tensor) -> Ends:
         entropy = -torch.einsum("nv,nv->n", shares, logits.clamp(min=-1e4))
         constant = torch.zeros(len(some)) if readout.bias is None else shares @ readout.bias
         found.append((shares @ readout.weight, constant, entropy, top))
-    return Ends(*map(torch.cat, zip(*found)), states)
+    expected, constant, entropies, tops = map(torch.cat, zip(*found))
+    return Ends(expected, constant, entropies, tops, states)
 
 
 def divergence(ends: Ends, normed: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
