@@ -29,6 +29,7 @@ class Engine:
     proof: Any = None  # what `proof.prove` measured
     leader: bool = True  # decodes and writes; the other processes only take part
     shape: tuple[int, int] = (0, 0)  # batch and tokens of the forward that runs
+    halved: bool = False  # batch_tokens is less than was asked for: more does not fit in memory
 
     @property
     def device(self) -> torch.device:
