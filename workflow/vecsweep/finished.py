@@ -14,6 +14,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from vecsweep import Problem
 from vecsweep.files import file_crc32, header_crc32, provenance
 from vecsweep.layout import STAGES
 
@@ -65,8 +66,11 @@ def finish(args, alone: bool) -> None:
 
 def brought_back(args) -> bool:
     """Whether a task was finished by a job that failed later: then its output is there again."""
-    whole = folder_of(args.output) / f"{key_of(args)}{WHOLE}"
-    if not whole.exists():
+    whole = next(folder_of(args.output).glob(f"*{WHOLE}"), None)
+    try:
+        if whole is None or whole.stem != key_of(args):
+            return False
+    except Problem:  # an input cannot be read: the stage says so
         return False
     args.output.unlink(missing_ok=True)
     os.link(whole, args.output)

@@ -18,7 +18,7 @@ from vecsweep.engine.sharded import gathered
 from vecsweep.files import Tensors, provenance, write_tensors
 from vecsweep.finished import folder_of, key_of
 
-SECONDS = 2.0  # of work, at least, between two parts
+SECONDS = 1.0  # of work, at least, between two parts
 SHARE = 0.01  # of the time, at most, that writing them takes
 KINDS = {"ranks": ("rank", "top", "among"), "states": ("states",)}  # the tensors in a part
 
