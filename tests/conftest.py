@@ -29,10 +29,14 @@ REPO = Path(__file__).parent.parent
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "real: runs the packaged real models (minutes)")
+    config.addinivalue_line("markers", "gpu: compares a CUDA device with the CPU (make test-gpu)")
 
 
 def pytest_collection_modifyitems(items):
-    """Fast tests first: real models last, whole workflows before them."""
+    """Fast tests first: real models last, whole workflows before them. No GPU, no test of it."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     items.sort(
         key=lambda item: (bool(item.get_closest_marker("real")), "test_workflow" in item.nodeid)
     )
