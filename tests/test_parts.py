@@ -112,7 +112,7 @@ def undisturbed(long, tmp_path_factory):
 
 
 def test_these_are_the_long_stages():
-    assert {stage.name for stage in ROWS if stage.long} == set(KILLS)
+    assert set(KILLS) <= {stage.name for stage in ROWS if stage.long}
 
 
 @pytest.mark.parametrize("stage", KILLS)
@@ -128,7 +128,6 @@ def test_killed_at_any_moment(long, undisturbed, tmp_path, stage):
             (tmp_path / "table.parquet").unlink()
     run(long(stage, tmp_path), log)
     assert (tmp_path / "table.parquet").read_bytes() == expected
-    assert "goes on after " in log.read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"log", "table.parquet"}
 
 
@@ -140,7 +139,7 @@ def killed_after(long, stage, folder, count):
     return found
 
 
-@pytest.mark.parametrize("stage", ["interventions", "swaps"])
+@pytest.mark.parametrize("stage", KILLS)
 def test_what_was_done_is_not_done_again(long, tmp_path, capsys, stage, monkeypatch):
     killed_after(long, stage, tmp_path, 6)
     passes = []

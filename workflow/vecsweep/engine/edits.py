@@ -274,9 +274,7 @@ def clean_runs(
 
 def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     """The last block's output at the last token under an edit: [variants, prompts, d_model]."""
-    (state,) = resume_all(engine, clean, [edit])
-    assert state is not None
-    return state
+    return next(resume_all(engine, clean, [edit]))
 
 
 def resume_all(
@@ -284,7 +282,7 @@ def resume_all(
     clean: CleanRun,
     edits: Sequence[Edit],
     done: Callable[[int], bool] = lambda number: False,
-) -> Iterator[torch.Tensor | None]:
+) -> Iterator[Any]:
     """The same of several edits, in their order: as many run in one pass over the weights as fit.
 
     Each starts from the clean input of the lowest block that it changes; there its runs join those

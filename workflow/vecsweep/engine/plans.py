@@ -77,15 +77,15 @@ def run_plans(
         for clean in clean_runs(engine, prompts, widest, done=all_done):
             numbers = clean.rows
             chosen = [tokens[numbers] for tokens in targets]
-            yield name(numbers, None), clean.last, chosen, (numbers, None)
+            yield clean.last, chosen, (numbers, None), name(numbers, None)
             runs = resume_all(engine, clean, edits, partial(done, numbers))
             for i, (plan, after) in enumerate(zip(plans, runs)):
                 count = len(plan.labels)
                 yield (
-                    name(numbers, i),
                     None if after is None else after.flatten(0, 1),
                     [tokens.repeat(count, 1) for tokens in chosen],
                     (numbers * count, plan),
+                    name(numbers, i),
                 )
             progress(len(numbers), len(numbers) * sum(len(plan.labels) for plan in plans))
 
@@ -165,12 +165,12 @@ class AmongAnswers:
 
 
 def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | None = None):
-    """Decode (name, states [n, d_model], targets, tag) pieces; yield (tag, ranks, top, among).
+    """Decode (states [n, d_model], targets, tag, name) pieces; yield (tag, ranks, top, among).
 
     Ranks are [[argument's, answer's], ...]; among [n, T] the natural log probabilities of the
     tokens `among` [T]. Pieces are decoded many at a time: the LM head is read from memory once a
     call, however few the states. `parts` hold what was done before, by name: such pieces need
-    no states. Those that follow are decoded beside the same ones as ever, so that they have the
+    no states; those without a name are not kept. Those that follow are decoded beside the same ones as ever, so that they have the
     same numbers. Without a readout the pieces are run (other processes wait for them) and nothing is
     yielded.
     """
@@ -194,13 +194,15 @@ def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | N
         for name, piece, _, tag in waiting:
             rows = slice(start, start := start + len(piece))
             some = tuple(column[rows] for column in columns)
-            parts.keep(name, some)
+            if name:
+                parts.keep(name, some)
             yield tag, some[0].tolist(), some[1].tolist(), some[2]
         waiting.clear()
 
     waiting: list[tuple] = []
     written = 0  # of the waiting pieces, those whose states are in a part
-    for name, states, targets, tag in pieces:
+    for states, targets, tag, *named in pieces:
+        name = named[0] if named else None
         if readout is None:
             continue
         if name in parts.done:
@@ -217,7 +219,7 @@ def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | N
         if sum(len(states) for _, states, _, _ in waiting) >= DECODED_TOGETHER:
             yield from flush()
             written = 0
-        if parts.write([(name, states) for name, states, _, _ in waiting[written:]]):
+        if parts.write([(name, states) for name, states, _, _ in waiting[written:] if name]):
             written = len(waiting)
     if waiting:
         yield from flush()

@@ -117,7 +117,7 @@ def ablate(
                     after = states[removal(kind, removed)] if removed else [clean.last]
                     state = None if after is None else after[0]
                     name = f"{numbers} {' '.join(kind)} {step}"
-                    yield name, state, tokens, (chosen, kind, step, len(removed))
+                    yield state, tokens, (chosen, kind, step, len(removed)), name
                 progress(len(chosen), sum(len(row["token_ids"]) for row in chosen))
 
     return [

@@ -127,7 +127,7 @@ def exchange(engine, readout, rows: list[dict], parts: Parts | None = None) -> l
             for name, (key, edit), after in zip(names, edits.items(), runs_of):
                 state = None if after is None else after.flatten(0, 1)
                 count = edit.variants * len(clean.rows)
-                yield name, state, (own[:count], others[:count]), (clean.rows, *key)
+                yield state, (own[:count], others[:count]), (clean.rows, *key), name
             progress(len(clean.rows), len(own) * len(layers) * len(PARTS))
 
     outcomes = []
