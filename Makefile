@@ -2,6 +2,7 @@
 # make quick  one model, two relations     make CONFIG=path/to.yaml  another config than config.yaml
 # make clean  remove what a sweep made     make bench  what the engine costs beside its peers (an hour)
 # make test-slurm  the tests that start a real Slurm cluster on this machine
+# make test-gpu  the tests that compare a CUDA device with the CPU; says so where there is none
 # make scale  what the summary of 100 million lens rows takes: 20 minutes, 10 GB under /tmp
 PYTHON ?= python3
 CORES ?= all
@@ -10,7 +11,7 @@ VENV := .venv
 PEERS := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: all quick sweep test test-slurm bench scale clean
+.PHONY: all quick sweep test test-slurm test-gpu bench scale clean
 all: sweep
 	@$(MAKE) --no-print-directory -s results/report.html
 	@vecsweep finding $(FINDING)
@@ -36,6 +37,11 @@ test: $(VENV)/ready-dev
 
 test-slurm: $(VENV)/ready-dev
 	$(VENV)/bin/pytest tests/slurm
+
+test-gpu: $(VENV)/ready-dev
+	@if $(VENV)/bin/python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; \
+	then $(VENV)/bin/pytest -m gpu -rs tests; \
+	else echo "test-gpu did not run: torch finds no CUDA device on this machine"; fi
 
 # All engines in turn, in one run: ours and its peers, each of those in an environment of its own.
 bench: $(VENV)/ready $(PEERS)/peers/ready $(PEERS)/nnterp/ready

@@ -29,6 +29,7 @@ REPO = Path(__file__).parent.parent
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "real: runs the packaged real models (minutes)")
+    config.addinivalue_line("markers", "gpu: compares a CUDA device with the CPU (make test-gpu)")
 
 
 # What takes minutes or most of one; the rest take seconds a file.
@@ -37,7 +38,13 @@ LONG += ("test_figures", "test_models", "test_silent", "test_page")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, where processes share them; the fast ones where one takes all."""
+    """The longest files first, where processes share them; the fast ones where one takes all.
+
+    No GPU, no test of it.
+    """
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     order = {name: place for place, name in enumerate(LONG)}
     sign = 1 if "PYTEST_XDIST_WORKER" in os.environ else -1
     items.sort(key=lambda item: sign * order.get(item.path.stem, len(LONG)))

@@ -439,6 +439,14 @@ def test_prune_leaves_what_is_not_its_own(swept, capsys):
         path = results / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(lens.read_bytes())
+    # Parts of what goes, of a result that is there, and of one that is being made.
+    parts = {
+        name: results / f"interventions/{name}/.0-{last}.parquet.parts"
+        for name, last in (("par/towns", 1), ("seq/towns", 1), ("seq/verbs", 77))
+    }
+    for folder in parts.values():
+        folder.mkdir(parents=True)
+        (folder / "0-0-000000.safetensors").write_bytes(b"some")
     (results / "stages" / "par" / "empty").mkdir()
     (results / "ovectors" / "par" / "linked").symlink_to(swept.folder / "tasks")
     grid = yaml.safe_load((swept.folder / "run.yaml").read_text())
@@ -449,6 +457,7 @@ def test_prune_leaves_what_is_not_its_own(swept, capsys):
     assert "mine" not in capsys.readouterr().out
     left = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     of_par = {name for name in left if "/par" in name}
+    assert [name for name, folder in parts.items() if folder.exists()] == ["seq/verbs"]
     assert set(own) <= left and of_par == {"lens/par/notes.txt"}
     assert (results / "stages" / "par" / "empty").is_dir()
     assert list((results / "ovectors" / "par" / "linked").iterdir())

@@ -12,6 +12,7 @@ from conftest import command, describe, main, run_stage
 from test_models import final_norm
 from vecsweep import Problem
 from vecsweep.engine import forward, load
+from vecsweep.engine.batches import equal_length_batches
 from vecsweep.files import Tensors, provenance, write_tensors
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, prompt_groups, token_hash
@@ -139,14 +140,14 @@ def test_prompts_inside_each_other(tiny_model, kind, groups):
 
 def test_batches_are_of_equal_length_and_bounded():
     lengths = [5, 3, 5, 5, 3, 9, 5]
-    batches = list(forward.equal_length_batches(lengths, 10))
+    batches = list(equal_length_batches(lengths, 10))
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     for batch in batches:
         assert len({lengths[i] for i in batch}) == 1
         assert len(batch) * lengths[batch[0]] <= 10
     assert [len(b) for b in batches] == [2, 2, 2, 1]
     # A prompt above the bound still runs, alone.
-    assert list(forward.equal_length_batches([50, 50], 10)) == [[0], [1]]
+    assert list(equal_length_batches([50, 50], 10)) == [[0], [1]]
 
 
 @pytest.fixture

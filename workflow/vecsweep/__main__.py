@@ -8,10 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-from vecsweep import Problem
+from vecsweep import Problem, finished
 from vecsweep.files import PACKAGE, read_json
 from vecsweep.layout import STAGES, Stage
 from vecsweep.tools import TOOLS
+
+# In the environment of processes that share a model, or of a node's launcher of them.
+STARTED = {"RANK", "VECSWEEP_NODE"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,28 +26,44 @@ def main(argv: list[str] | None = None) -> int:
     quieten()
     ends = [i for i, word in enumerate(argv) if word == "--and"] + [len(argv)]
     starts = [0, *(end + 1 for end in ends)]
-    jobs = [parsed(argv[start:end]) for start, end in zip(starts, ends)]
+    cut = [argv[start:end] for start, end in zip(starts, ends)]
+    jobs = [parsed(words) for words in cut]
     first = jobs[0]
     if not any(map(fetches, jobs)):
         # Before anything imports the hub's package, which reads them then: compute nodes often have
         # no network, and a job that reached out would say so after minutes of waiting.
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    # Not in the processes that this one starts: they are to agree what is to be done.
+    ours = not STARTED & os.environ.keys()
+    long = [job for job in jobs if ours and finished.is_long(job)]
     try:
-        if (getattr(first, "shards", 1) > 1 or getattr(first, "offload", False)) and (
-            "RANK" not in os.environ
-        ):
-            from vecsweep.engine import launch, load
-
-            slices = getattr(first, "slices", None)
-            load.check(first.model, first.shards, first.engine, first.offload, slices)
-            return launch.processes(first.shards, argv)
-        return run(jobs)
+        back = [job for job in long if finished.brought_back(job)]
+        left = [(words, job) for words, job in zip(cut, jobs) if job not in back]
+        code = started(left) if left else 0
+        for job in long if code == 0 else []:
+            finished.remove(job.output)
+        return code
     except Problem as problem:
         print(f"vecsweep {first.command}: {problem}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def started(commands: list[tuple[list[str], argparse.Namespace]]) -> int:
+    """Run commands, (words, parsed), here or in the processes that share their model; the exit code."""
+    jobs = [job for _, job in commands]
+    first = jobs[0]
+    shared = getattr(first, "shards", 1) > 1 or getattr(first, "offload", False)
+    if not shared or "RANK" in os.environ:
+        return run(jobs)
+    from vecsweep.engine import launch, load
+
+    slices = getattr(first, "slices", None)
+    load.check(first.model, first.shards, first.engine, first.offload, slices)
+    argv = [word for words, _ in commands for word in ("--and", *words)][1:]
+    return launch.processes(first.shards, argv)
 
 
 def run(jobs: list[argparse.Namespace]) -> int:
@@ -66,6 +85,8 @@ def run(jobs: list[argparse.Namespace]) -> int:
                 print(f"{named} ({number} of {len(jobs)})", file=sys.stderr, flush=True)
             try:
                 code = module_of(args.command).run(args) or code
+                if finished.is_long(args) and os.environ.get("RANK", "0") == "0":
+                    finished.finish(args, alone=len(jobs) == 1)
             except Problem as problem:
                 if "RANK" in os.environ:  # the other processes are not to go on without this one
                     raise

@@ -121,6 +121,16 @@ def file_crc32(path) -> str:
     return f"{found:08x}"
 
 
+def header_crc32(path) -> str:
+    """The CRC-32 of a safetensors file's header, in which `write_tensors` notes all checksums."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return f"{zlib.crc32(file.read(min(size, 1 << 30))):08x}"
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
+
+
 def write_json(data: dict, path) -> None:
     """Write `data` as indented JSON, with its checksum."""
     marked = data | {JSON_KEY: _json_crc32(data)}

@@ -7,13 +7,16 @@ processor, the number of threads and the blocks.
 """
 
 import itertools
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vecsweep import Problem
 from vecsweep.engine import fused
+from vecsweep.engine.batches import fitted
 from vecsweep.engine.products import rounding
 from vecsweep.engine.readout import Readout
 
@@ -105,18 +108,49 @@ def decode(
     Probabilities are within 1e-3 of themselves, and of what a soft cap leaves of the logits; it
     changes no rank. No logits are kept and nothing is sorted.
     `among` [T] are tokens whose natural log probability is wanted in every state. Each `unit` of
-    states in a row has the same numbers to the last bit, whatever is decoded beside it.
+    states in a row has the same numbers to the last bit, whatever is decoded beside it. States that
+    do not fit in memory together are decoded in halves, if need be cut within a unit.
     """
     if among is None:
         among = torch.empty(0, dtype=torch.long)
+    count = len(states)
+    if count <= max(1, readout.most):
+        found = fitted(lambda: _decode(readout, states, targets, top_k, among, unit))
+        if found is not None:
+            return found
+        if count == 1:
+            raise Problem("one state cannot be decoded in this memory; give the job more memory")
+        readout.most = count // 2
+        print(
+            f"decoding {count} states at a time does not fit in memory; goes on with half as many; "
+            "more memory for the job spares the attempt",
+            file=sys.stderr,
+        )
+    half = count // 2
+    if unit and unit < count:
+        half = max(1, half // unit) * unit
+    cuts = [slice(0, half), slice(half, count)]
+    return _joined(
+        [
+            decode(readout, states[cut], [ids[cut] for ids in targets], top_k, among, unit)
+            for cut in cuts
+        ]
+    )
+
+
+def _joined(parts: list[Decoded]) -> Decoded:
+    columns = zip(*(vars(part).values() for part in parts))
+    return Decoded(*(torch.cat(column) for column in columns))
+
+
+def _decode(readout, states, targets, top_k, among, unit) -> Decoded:
     if states.device.type != "cpu":
         parts = [
             on_device(readout, states[i : i + DEVICE_ROWS], cut, top_k, among.to(states.device))
             for i in range(0, len(states), DEVICE_ROWS)
             for cut in [[ids[i : i + DEVICE_ROWS] for ids in targets]]
         ]
-        columns = zip(*(vars(part).values() for part in parts))
-        return Decoded(*(torch.cat(column) for column in columns))
+        return _joined(parts)
     normed = readout.normed(states)
     width = max(ids.shape[-1] for ids in targets)
     tokens = torch.stack(

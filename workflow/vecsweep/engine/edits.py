@@ -10,7 +10,8 @@ values are kept, and only the last token runs again.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,9 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache
 
 from vecsweep import Problem
+from vecsweep.engine.batches import fitted, halve, run_batches
 from vecsweep.engine.forward import (
     added,
-    equal_length_batches,
     first,
     hooks,
     rotary_switch,
@@ -263,13 +264,18 @@ def _given(engine: Engine, wanted: int) -> Iterator[dict[tuple[Sublayer, int], t
 
 @torch.no_grad()  # not inference mode: gradients may be taken through what is recorded
 def clean_runs(
-    engine: Engine, prompts: Sequence[Sequence[int]], variants: int, last_only: int = False
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    variants: int,
+    last_only: int = False,
+    done: Callable[[list[int]], bool] = lambda rows: False,
 ) -> Iterator[CleanRun]:
     """Clean runs of all prompts (token ids), in batches that `variants` times fit batch_tokens.
 
     With `last_only` they serve edits of the last token alone, or of so many last ones, which then
     run no other one again (but where these change the rotary factors of all). Each prompt has that
-    many.
+    many. Batches of which `done(rows)` says that nothing is wanted do not run: their `calls` are
+    empty.
     """
     switch = rotary_switch(engine)
     prefix = min(shared_prefix(prompts, switch), min(map(len, prompts)) - last_only)
@@ -281,10 +287,12 @@ def clean_runs(
         with _recorded(engine) as prefix_calls:
             cache = run_decoder(engine, ids, use_cache=True).past_key_values
     rests = [list(p[prefix:]) for p in prompts]
-    size = max(1, engine.batch_tokens // max(1, variants))
-    for rows in equal_length_batches([len(r) for r in rests], size):
+
+    def run(rows: list[int]) -> CleanRun:
         ids = torch.tensor([rests[i] for i in rows], device=engine.device)
         past, start, tokens = copy.deepcopy(cache), prefix, ids.shape[1]
+        if done(rows):
+            return CleanRun(rows, tokens, torch.empty(0), [], None)
         if past is not None:
             past.batch_repeat_interleave(len(rows))
         whole = prefix + tokens
@@ -302,7 +310,10 @@ def clean_runs(
         with _recorded(engine) as calls, hooks([keep]), _given(engine, last_only) as outputs:
             run_decoder(engine, ids, past, start)
         again = None if alone else prefix_calls
-        yield CleanRun(rows, tokens, output[0], calls, again, alone, earlier, outputs)
+        return CleanRun(rows, tokens, output[0], calls, again, alone, earlier, outputs)
+
+    for _, clean in run_batches(engine, [len(r) for r in rests], run, variants):
+        yield clean
 
 
 def given_by(runs: Sequence[CleanRun], sublayer: Sublayer, layer: int) -> torch.Tensor:
@@ -317,25 +328,101 @@ def resume(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     return next(resume_all(engine, clean, [edit]))
 
 
-def resume_all(engine: Engine, clean: CleanRun, edits: Sequence[Edit]) -> Iterator[torch.Tensor]:
+def resume_all(
+    engine: Engine,
+    clean: CleanRun,
+    edits: Sequence[Edit],
+    done: Callable[[int], bool] = lambda number: False,
+) -> Iterator[Any]:
     """The same of several edits, in their order: as many run in one pass over the weights as fit.
 
     Each starts from the clean input of the lowest block that it changes; there its runs join those
-    that are under way. ValueError if a run for edits of the last tokens is given one of others.
+    that are under way. A pass of which `done(number)` is true for all edits does not run, and gives
+    None for each; others run whole, so that no number hangs on what was done before. ValueError if
+    a run for edits of the last tokens is given one of others.
     """
-    room = engine.batch_tokens // max(1, len(clean.rows) * clean.tokens)
-    together: list[Edit] = []
     for edit in edits:
         if clean.last_only and not (edit.from_end and edit.from_end <= clean.last_only):
             raise ValueError(f"this run is for edits of the last tokens: {int(clean.last_only)}")
         if (edit.from_end or 1) > clean.tokens:
             raise ValueError("this edit is of the beginning that the prompts share")
-        if together and sum(other.variants for other in together) + edit.variants > room:
-            yield from _resume(engine, clean, together)
-            together = []
-        together.append(edit)
-    if together:
-        yield from _resume(engine, clean, together)
+    start = 0
+    while start < len(edits):
+        room = engine.batch_tokens // max(1, len(clean.rows) * clean.tokens)
+        stop, variants = start + 1, edits[start].variants
+        while stop < len(edits) and variants + edits[stop].variants <= room:
+            variants += edits[stop].variants
+            stop += 1
+        if all(done(number) for number in range(start, stop)):
+            yield from [None] * (stop - start)
+        elif stop - start == 1:
+            yield _fitting(engine, clean, edits[start])
+        else:
+            some = edits[start:stop]
+            states = fitted(partial(_resume, engine, clean, some))
+            if states is None:
+                halve(engine, variants, variants * len(clean.rows) * clean.tokens)
+                continue
+            yield from states
+        start = stop
+
+
+def _fitting(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
+    """One edit's runs, in as many passes as memory asks for."""
+    variants, prompts = edit.variants, len(clean.rows)
+    passes, tokens = variants * prompts, variants * prompts * clean.tokens
+    if passes == 1 or not engine.halved or tokens <= engine.batch_tokens:
+        states = fitted(lambda: _resume(engine, clean, [edit]))
+        if states is not None:
+            return states[0]
+        halve(engine, passes, tokens)
+    if variants > 1:
+        cuts = [slice(0, variants // 2), slice(variants // 2, variants)]
+        halves = [
+            replace(edit, vectors={layer: v[cut] for layer, v in edit.vectors.items()})
+            for cut in cuts
+        ]
+        return torch.cat([_fitting(engine, clean, half) for half in halves])
+    cuts = [slice(0, prompts // 2), slice(prompts // 2, prompts)]
+    states = []
+    for cut in cuts:
+        vectors = {i: v[:, cut] if v.dim() == 3 else v for i, v in edit.vectors.items()}
+        states.append(
+            _fitting(engine, _of_rows(engine, clean, cut), replace(edit, vectors=vectors))
+        )
+    return torch.cat(states, 1)
+
+
+def _of_rows(engine: Engine, clean: CleanRun, cut: slice) -> CleanRun:
+    """A clean run of some of its prompts."""
+    prompts = len(clean.rows)
+    heads = engine.model.config.num_attention_heads // engine.head_shards
+
+    def narrowed(value: Any, each: int = 1) -> Any:
+        if isinstance(value, tuple):
+            return tuple(narrowed(v) for v in value)
+        if torch.is_tensor(value) and value.dim() > 1 and len(value) == prompts * each:
+            return value[cut.start * each : cut.stop * each]
+        return value
+
+    calls = [
+        (
+            narrowed(args),
+            {
+                name: value
+                if name in engine.family.shared
+                else narrowed(value, heads if name in engine.family.per_head else 1)
+                for name, value in named.items()
+            },
+        )
+        for args, named in clean.calls
+    ]
+    earlier = copy.deepcopy(clean.earlier)
+    if earlier is not None:
+        cached: list[Any] = earlier.layers
+        for layer in cached:
+            layer.batch_select_indices(torch.arange(cut.start, cut.stop, device=engine.device))
+    return replace(clean, rows=clean.rows[cut], last=clean.last[cut], calls=calls, earlier=earlier)
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ Prompts of equal length go together, and what a group of prompts has in common a
 
 import copy
 import inspect
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
+from vecsweep.engine.batches import run_batches
 from vecsweep.engine.load import Engine
 
 
@@ -112,16 +112,6 @@ def rotary_switch(engine: Engine) -> int | None:
     return min(lengths, default=None)
 
 
-def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts of one length each, at most `batch_tokens` tokens (or one prompt)."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for length, equal in itertools.groupby(order, key=lambda i: lengths[i]):
-        group = list(equal)
-        size = max(1, batch_tokens // max(1, length))
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
-
-
 def run_decoder(
     engine: Engine,
     ids: torch.Tensor,
@@ -169,18 +159,22 @@ def last_token_states(
             cache = run_decoder(engine, ids, use_cache=True).past_key_values
             progress(0, prefix)
         rests = [list(p[prefix:]) for p in prompts]
-        for rows in equal_length_batches([len(r) for r in rests], engine.batch_tokens):
+
+        def run(rows, rests=rests, cache=cache, prefix=prefix):
             ids = torch.tensor([rests[i] for i in rows], device=engine.device)
             past = copy.deepcopy(cache)
             if past is not None:
                 past.batch_repeat_interleave(len(rows))
             with captured(engine) as states:
                 run_decoder(engine, ids, past, prefix)
+            return {name: state.cpu() for name, state in states.items()}
+
+        for rows, states in run_batches(engine, [len(r) for r in rests], run):
             where = torch.tensor(rows) + offset
             for name, state in states.items():
                 if name not in result:
                     result[name] = torch.empty(total, state.shape[-1], dtype=state.dtype)
-                result[name][where] = state.cpu()
-            progress(len(rows), ids.numel())
+                result[name][where] = state
+            progress(len(rows), sum(len(rests[i]) for i in rows))
         offset += len(prompts)
     return result

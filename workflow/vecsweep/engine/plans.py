@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import progress_line
 
@@ -44,13 +46,20 @@ def end_layer(settings: dict, layers: int) -> int:
 
 
 def run_plans(
-    engine, readout, rows: list[dict], plans: list[Plan], answers: torch.Tensor, report=False
+    engine,
+    readout,
+    rows: list[dict],
+    plans: list[Plan],
+    answers: torch.Tensor,
+    report=False,
+    parts: Parts | None = None,
 ) -> list[dict]:
     """An outcome for each plan's vector and prompt: ranks and top token, before and after.
 
     `answers` [T] are the first tokens of all answers of the prompts' task: each outcome has the
     place of its own among them, and both lifts in probability, see `AmongAnswers`. The prompts are run
-    clean once; every plan resumes from its start layer. Empty in processes that do not decode.
+    clean once; every plan resumes from its start layer. What `parts` hold already is not run again.
+    Empty in processes that do not decode.
     """
     if not plans:
         return []
@@ -61,22 +70,38 @@ def run_plans(
     last_only = all(plan.position == "last" for plan in plans)
     progress = progress_line(len(rows), engine.leader) if report else lambda prompts, tokens: None
 
+    parts = parts or Parts()
+    section = parts.section()
+
+    def name(numbers, plan):
+        return f"{section}{numbers} {plan}"
+
+    def done(numbers, plan):
+        return name(numbers, plan) in parts.done
+
+    def all_done(numbers):
+        return all(done(numbers, plan) for plan in (None, *range(len(plans))))
+
     def pieces():
-        for clean in clean_runs(engine, [row["token_ids"] for row in rows], widest, last_only):
-            chosen = [tokens[clean.rows] for tokens in targets]
-            yield clean.last, chosen, (clean.rows, None)
-            for plan, after in zip(plans, resume_all(engine, clean, edits)):
+        prompts = [row["token_ids"] for row in rows]
+        for clean in clean_runs(engine, prompts, widest, last_only, all_done):
+            numbers = clean.rows
+            chosen = [tokens[numbers] for tokens in targets]
+            yield clean.last, chosen, (numbers, None), name(numbers, None)
+            runs = resume_all(engine, clean, edits, partial(done, numbers))
+            for i, (plan, after) in enumerate(zip(plans, runs)):
                 count = len(plan.labels)
                 yield (
-                    after.flatten(0, 1),
+                    None if after is None else after.flatten(0, 1),
                     [tokens.repeat(count, 1) for tokens in chosen],
-                    (clean.rows * count, plan),
+                    (numbers * count, plan),
+                    name(numbers, i),
                 )
-            progress(len(clean.rows), len(clean.rows) * sum(len(plan.labels) for plan in plans))
+            progress(len(numbers), len(numbers) * sum(len(plan.labels) for plan in plans))
 
     outcomes: list[dict] = []
     before: dict[int, tuple] = {}
-    for (numbers, plan), ranks, tops, among in decoded(readout, pieces(), answers):
+    for (numbers, plan), ranks, tops, among in decoded(readout, pieces(), answers, parts):
         if plan is None:
             before.update(zip(numbers, zip(ranks, tops, among)))
             continue
@@ -149,42 +174,63 @@ class AmongAnswers:
         return rows_of
 
 
-def decoded(readout, pieces, among: torch.Tensor | None = None):
-    """Decode (states [n, d_model], targets, tag) pieces; yield (tag, ranks, top tokens, among).
+def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | None = None):
+    """Decode (states [n, d_model], targets, tag, name) pieces; yield (tag, ranks, top, among).
 
     Ranks are [[argument's, answer's], ...]; among [n, T] the natural log probabilities of the
     tokens `among` [T]. Pieces are decoded many at a time: the LM head is read from memory once a
-    call, however few the states. Without a readout the pieces are run (other processes wait for
-    them) and nothing is yielded.
+    call, however few the states. `parts` hold what was done before, by name: such pieces need
+    no states; those without a name are not kept. Those that follow are decoded beside the same ones as ever, so that they have the
+    same numbers. Without a readout the pieces are run (other processes wait for them) and nothing is
+    yielded.
     """
+    parts = parts or Parts()
 
     def flush():
-        width = max(answer.shape[-1] for _, (_, answer), _ in waiting)
-        states = torch.cat([states for states, _, _ in waiting])
-        argument = torch.cat([targets[0] for _, targets, _ in waiting])
+        width = max(answer.shape[-1] for _, _, (_, answer), _ in waiting)
+        states = torch.cat([states for _, states, _, _ in waiting])
+        argument = torch.cat([targets[0] for _, _, targets, _ in waiting])
         answer = torch.cat(
             [
                 torch.nn.functional.pad(targets[1], (0, width - targets[1].shape[-1]), value=-1)
-                for _, targets, _ in waiting
+                for _, _, targets, _ in waiting
             ]
         )
         with torch.inference_mode():
             targets = [t.to(states.device) for t in (argument, answer)]
             found = decode(readout, states, targets, 1, among)
-        logs = found.among.cpu()
+        columns = found.rank.cpu(), found.top_token[:, 0].cpu(), found.among.cpu()
         start = 0
-        for piece, _, tag in waiting:
+        for name, piece, _, tag in waiting:
             rows = slice(start, start := start + len(piece))
-            yield tag, found.rank[rows].tolist(), found.top_token[rows, 0].tolist(), logs[rows]
+            some = tuple(column[rows] for column in columns)
+            if name:
+                parts.keep(name, some)
+            yield tag, some[0].tolist(), some[1].tolist(), some[2]
+        waiting.clear()
 
-    waiting = []
-    for piece in pieces:
+    waiting: list[tuple] = []
+    written = 0  # of the waiting pieces, those whose states are in a part
+    for states, targets, tag, *named in pieces:
+        name = named[0] if named else None
         if readout is None:
             continue
-        waiting.append(piece)
-        if sum(len(states) for states, _, _ in waiting) >= DECODED_TOGETHER:
+        if name in parts.done:
+            before = parts.ranks(name)
+            if before is not None:
+                if waiting:  # in their order
+                    yield from flush()
+                    written = 0
+                yield tag, before[0].tolist(), before[1].tolist(), before[2]
+                continue
+            states = parts.states(name).to(readout.weight.device)
+            written = len(waiting) + 1
+        waiting.append((name, states, targets, tag))
+        if sum(len(states) for _, states, _, _ in waiting) >= DECODED_TOGETHER:
             yield from flush()
-            waiting = []
+            written = 0
+        if parts.write([(name, states) for name, states, _, _ in waiting[written:] if name]):
+            written = len(waiting)
     if waiting:
         yield from flush()
 

@@ -1,5 +1,6 @@
 """Early decoding from the stored readout: `E · ln_f(x)` (paper section 2), without a model."""
 
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ class Readout:
     weight: torch.Tensor
     bias: torch.Tensor | None
     cap: float | None = None
+    most: int = sys.maxsize  # states that are decoded at a time: more did not fit in memory
 
     @classmethod
     def load(cls, path) -> "Readout":

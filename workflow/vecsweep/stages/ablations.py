@@ -3,12 +3,15 @@
 import itertools
 import math
 import random
+from functools import partial
 
 import torch
 
 from vecsweep import tables
+from vecsweep.engine.batches import run_batches
 from vecsweep.engine.edits import Edit, Sublayer, clean_runs, resume_all
-from vecsweep.engine.forward import added, equal_length_batches, hooks, run_decoder
+from vecsweep.engine.forward import added, hooks, run_decoder
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
@@ -34,7 +37,8 @@ def run(args):
         rows += capped(kept, args.settings["max_prompts"], args.settings["seed"])
     engine, readout, description = load_engine(args, rows[0]["token_ids"])
     kinds = (PAPER, *TWINS) if args.settings["twins"] else (PAPER,)
-    outcomes = ablate(engine, readout, rows, kinds, args.settings["seed"])
+    parts = Parts.of(args, engine)
+    outcomes = ablate(engine, readout, rows, kinds, args.settings["seed"], parts)
     if not engine.leader:
         return
     for outcome in outcomes:
@@ -61,17 +65,32 @@ def removal(kind: tuple[Sublayer, str, str], removed: list[int]) -> tuple:
     return kind[:2], tuple(removed)
 
 
-def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
-    """An outcome for each prompt (both sets), kind and step; step 0 is the clean run."""
+def ablate(
+    engine, readout, rows: list[dict], kinds, seed: int, parts: Parts | None = None
+) -> list[dict]:
+    """An outcome for each prompt (both sets), kind and step; step 0 is the clean run.
+
+    What `parts` hold already is not run again.
+    """
+    parts = parts or Parts()
     layers, d_model = len(engine.blocks), engine.model.config.hidden_size
     means = mean_updates(engine, rows) if any(value == "mean" for _, value, _ in kinds) else {}
     zero = torch.zeros(1, d_model)
     progress = progress_line(len(rows), engine.leader)
-    edits = {}
+    edits: dict[tuple, Edit] = {}
+    uses: dict[tuple, list] = {}  # the same layers may be removed by several
     for kind, step in itertools.product(kinds, range(1, STEPS + 1)):
         removed = removed_layers(layers, step, kind[2], seed)
         vectors = {layer: means[layer] if kind[1] == "mean" else zero for layer in removed}
         edits[removal(kind, removed)] = Edit(vectors, sublayer=kind[0])
+        uses.setdefault(removal(kind, removed), []).append((kind, step))
+    steps = list(itertools.product(kinds, range(STEPS + 1)))
+
+    def finished(some, numbers):
+        return all(f"{numbers} {' '.join(kind)} {step}" in parts.done for kind, step in some)
+
+    def removed_already(numbers, edit):
+        return finished(list(uses.values())[edit], numbers)
 
     def pieces():
         offset = 0
@@ -79,14 +98,26 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
             members = rows[offset : offset + len(group)]
             offset += len(group)
             targets = target_tokens(members)
-            for clean in clean_runs(engine, group, 1):
+            places = range(offset - len(group), offset)
+
+            def done(rows, places=places):
+                return finished(steps, [places[i] for i in rows])
+
+            for clean in clean_runs(engine, group, 1, done=done):
+                numbers = [places[i] for i in clean.rows]
                 chosen = [members[i] for i in clean.rows]
                 tokens = [t[clean.rows] for t in targets]
-                states = dict(zip(edits, resume_all(engine, clean, list(edits.values()))))
-                for kind, step in itertools.product(kinds, range(STEPS + 1)):
+                runs = resume_all(
+                    *(engine, clean, list(edits.values())),
+                    partial(removed_already, numbers),
+                )
+                states = dict(zip(edits, runs))
+                for kind, step in steps:
                     removed = removed_layers(layers, step, kind[2], seed)
-                    state = states[removal(kind, removed)][0] if removed else clean.last
-                    yield state, tokens, (chosen, kind, step, len(removed))
+                    after = states[removal(kind, removed)] if removed else [clean.last]
+                    state = None if after is None else after[0]
+                    name = f"{numbers} {' '.join(kind)} {step}"
+                    yield state, tokens, (chosen, kind, step, len(removed)), name
                 progress(len(chosen), sum(len(row["token_ids"]) for row in chosen))
 
     return [
@@ -101,7 +132,7 @@ def ablate(engine, readout, rows: list[dict], kinds, seed: int) -> list[dict]:
             "rank": rank,
             "correct": rank == 0,
         }
-        for (chosen, kind, step, removed), ranks, _, _ in decoded(readout, pieces())
+        for (chosen, kind, step, removed), ranks, _, _ in decoded(readout, pieces(), parts=parts)
         for row, (_, rank) in zip(chosen, ranks)
     ]
 
@@ -113,14 +144,14 @@ def mean_updates(engine, rows: list[dict]) -> dict:
     long as the others', and the mean over all would be theirs.
     """
     sums: dict[int, torch.Tensor] = {}
+    found: dict[int, torch.Tensor] = {}
     count = 0
 
     def add(layer):
         def hook(module, args, output):
             # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
             update = added(engine, output).float().view(*engine.shape, -1)[:, 1:]
-            total = update.flatten(0, 1).sum(0, keepdim=True).cpu()
-            sums[layer] = sums.get(layer, 0) + total
+            found[layer] = update.flatten(0, 1).sum(0, keepdim=True).cpu()
 
         return hook
 
@@ -129,9 +160,14 @@ def mean_updates(engine, rows: list[dict]) -> dict:
         engine.part(layer, "ffn").register_forward_hook(add(layer))
         for layer in range(len(engine.blocks))
     ]
+
+    def run(batch):
+        found.clear()  # of a batch that did not fit
+        run_decoder(engine, torch.tensor([prompts[i] for i in batch], device=engine.device))
+        return dict(found)
+
     with hooks(handles), torch.inference_mode():
-        for batch in equal_length_batches([len(p) for p in prompts], engine.batch_tokens):
-            ids = torch.tensor([prompts[i] for i in batch], device=engine.device)
-            run_decoder(engine, ids)
-            count += ids[:, 1:].numel()
+        for batch, totals in run_batches(engine, [len(p) for p in prompts], run):
+            sums = {layer: sums.get(layer, 0) + total for layer, total in totals.items()}
+            count += sum(len(prompts[i]) - 1 for i in batch)
     return {layer: total / count for layer, total in sums.items()}

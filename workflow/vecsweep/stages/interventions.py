@@ -4,6 +4,7 @@ This is the search on dev arguments, the same for every method; stage `selection
 """
 
 from vecsweep import tables
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import label, run_plans
 from vecsweep.engine.running import how_it_ran, load_engine
 from vecsweep.files import read_json
@@ -24,9 +25,9 @@ def run(args):
     if donors.names and rows and any(args.first <= start <= args.last for start in starts):
         engine, readout, description = load_engine(args, rows[0]["token_ids"])
         vectors = candidates(Material.of(args, engine, own, donors))
-        layers = description["layers"]
+        layers, parts = description["layers"], Parts.of(args, engine)
         plans = search_plans(vectors, args.settings, args.first, args.last, layers)
-        outcomes = run_plans(engine, readout, rows, plans, all_answers(own), report=True)
+        outcomes = run_plans(engine, readout, rows, plans, all_answers(own), True, parts)
         label(outcomes, description["model"], rows[0]["task"], "dev")
         if not engine.leader:
             return

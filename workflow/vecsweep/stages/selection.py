@@ -5,6 +5,7 @@ made from.
 """
 
 from vecsweep import tables
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import label, run_plans
 from vecsweep.engine.running import how_it_ran, load_engine
 from vecsweep.layout import STAGES
@@ -22,13 +23,13 @@ def run(args):
         own = kept_rows(args.prompts, NOVEL)
         engine, readout, description = load_engine(args, own[0]["token_ids"])
         material = Material.of(args, engine, own, donors)
-        plans = []
+        plans, parts = [], Parts.of(args, engine)
         for name, best in best_settings(search).items():
             vectors = reported(material, name, best["source_layer"])
             place = best["start_layer"], best["end_layer"], best["mode"], [best["scale"]]
             plans += plan(vectors, args.settings, *place)
         for domain, rows, answers in test_prompts(own, donors.used, args.elsewhere, args.settings):
-            found = run_plans(engine, readout, rows, plans, answers, report=True)
+            found = run_plans(engine, readout, rows, plans, answers, True, parts)
             label(found, description["model"], own[0]["task"], "test", domain)
             outcomes += found
         if not engine.leader:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from vecsweep import Problem, invariants, tables
+from vecsweep import Problem, finished, invariants, tables
 from vecsweep.bands import add_bands, add_statistics
 from vecsweep.engine.sources import sha256
 from vecsweep.files import PACKAGE, replacing
@@ -59,6 +59,9 @@ def run(args):
             with replacing(args.tables / path.name) as csv_file:
                 os.replace(path, csv_file)
         os.replace(database, temporary)
+    # What jobs of several tasks left when one of these failed: nothing will try them again.
+    for name in (*files["interventions"], *files["ablations"], *files["swaps"]):
+        finished.remove(Path(name))
 
 
 def check_written(database: Path, counted: dict[str, int]) -> None:

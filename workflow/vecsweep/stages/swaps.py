@@ -9,11 +9,13 @@ Interchange interventions (Geiger et al., arXiv 2106.02997) of the updates of ar
 
 import itertools
 import random
+from functools import partial
 
 import torch
 
 from vecsweep import tables
 from vecsweep.engine.edits import PARTS, Edit, clean_runs, given_by, resume_all
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
@@ -35,7 +37,7 @@ def run(args):
     outcomes, notes = [], {"step_version": STAGES["swaps"].version}
     if len(rows) > 1:
         engine, readout, description = load_engine(args, rows[0]["token_ids"])
-        outcomes = exchange(engine, readout, rows)
+        outcomes = exchange(engine, readout, rows, Parts.of(args, engine))
         if not engine.leader:
             return
         # Its own output changes nothing: the diagonal says only that the answer is right.
@@ -74,18 +76,22 @@ def partners(prompts: list[dict], stages: list[dict], count: int, seed: int) -> 
     return [right[i] for i in sorted(chosen)] if len(chosen) > 1 else []
 
 
-def exchange(engine, readout, rows: list[dict]) -> list[dict]:
+def exchange(engine, readout, rows: list[dict], parts: Parts | None = None) -> list[dict]:
     """An outcome for each ordered pair of prompts, also each with itself, and each layer and part.
 
     And for each prompt without the part, but for the state.
 
     Every prompt is run clean once; of an exchange only the last token runs again, from its layer up.
-    Empty in processes that do not decode.
+    What `parts` hold already is not run again. Empty in processes that do not decode.
     """
+    parts = parts or Parts()
     runs = list(clean_runs(engine, [row["token_ids"] for row in rows], len(rows), last_only=True))
     answers = target_tokens(rows)[1]
     layers = range(len(engine.blocks))
     progress = progress_line(len(rows), engine.leader)
+
+    def done(names, edit):
+        return names[edit] in parts.done
 
     def pieces():
         for clean in runs:
@@ -98,13 +104,19 @@ def exchange(engine, readout, rows: list[dict]) -> list[dict]:
                 if part != "state":  # which nothing is left without
                     given = torch.cat([given, torch.zeros_like(given[:1])])
                 edits[layer, part] = Edit({layer: given}, "replace", "last", sublayer)
-            for key, after in zip(edits, resume_all(engine, clean, list(edits.values()))):
-                state = after.flatten(0, 1)
-                yield state, (own[: len(state)], others[: len(state)]), (clean.rows, *key)
+            names = [f"{clean.rows} {layer} {part}" for layer, part in edits]
+            runs_of = resume_all(
+                *(engine, clean, list(edits.values())),
+                partial(done, names),
+            )
+            for name, (key, edit), after in zip(names, edits.items(), runs_of):
+                state = None if after is None else after.flatten(0, 1)
+                count = edit.variants * len(clean.rows)
+                yield state, (own[:count], others[:count]), (clean.rows, *key), name
             progress(len(clean.rows), len(own) * len(layers) * len(PARTS))
 
     outcomes = []
-    for (numbers, layer, part), ranks, _, _ in decoded(readout, pieces()):
+    for (numbers, layer, part), ranks, _, _ in decoded(readout, pieces(), parts=parts):
         for i, (own, others) in enumerate(ranks):
             other, number = divmod(i, len(numbers))
             row, given = rows[numbers[number]], other < len(rows)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from vecsweep import config
+from vecsweep.finished import folder_of
 from vecsweep.layout import ROWS, Cell
 from vecsweep.sweep import Sweep, read_note
 
@@ -61,12 +62,17 @@ def stale(sweep: Sweep) -> list[Path]:
         # Of the slices' folder what is in it, with the file that Snakemake leaves there.
         in_folder = (r"slice-\d+.safetensors", ".snakemake_timestamp")
         made += [f"{{model}}/{name}" for name in in_folder if stage.name == "preshard"]
+        # Parts of long stages are folders; of a result that is there they are leftovers.
+        made += [str(folder_of(Path(name))) for name in stage.outputs.values() if stage.long]
         measured, told = ["/".join(parts) + ".tsv"], ["/".join(parts[:2]) + ".json"]
         found += stale_below(results / stage.name, made, wanted, noted)
         found += stale_below(results / "benchmarks" / stage.name, measured, wanted, noted)
         # Settings are one file for all blocks of a task.
         cells = {cell[:2] for cell in wanted}
         found += stale_below(settings, told, cells, noted)
+        for cell in sweep.cells(stage) if stage.long else []:
+            output = Path(sweep.outputs(stage, cell)["output"])
+            found += [folder_of(output)] if output.exists() and folder_of(output).exists() else []
     return found
 
 

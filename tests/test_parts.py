@@ -1,0 +1,223 @@
+"""Long stages go on where they were killed, and end with the same bytes."""
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from types import SimpleNamespace
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from conftest import command, main
+from test_interventions import SETTINGS, cell
+from vecsweep.engine import parts, plans
+from vecsweep.files import read_table, write_table
+from vecsweep.finished import folder_of
+from vecsweep.layout import ROWS
+from vecsweep.tasks.rows import kept_rows
+
+KILLS = {"interventions": 10, "selection": 3, "ablations": 3, "swaps": 3}
+
+
+@pytest.fixture(scope="module")
+def long(tiny_model, tmp_path_factory):
+    """long(stage, folder): the words of a long stage on a tiny model, writing to `folder`."""
+    model, folder = tiny_model("gpt2"), tmp_path_factory.mktemp("long")
+    made = cell(model, folder)
+    stages = folder / "stages.parquet"
+    rows = kept_rows(made.prompts, ("abstractive",))
+    found = {"pattern": "direct", "function_layer": 1, "function_site": "ffn"}
+    named = [{key: row[key] for key in ("prompt_set", "prompt_id")} | found for row in rows]
+    write_table(pa.Table.from_pylist(named), stages)
+    own = {
+        "interventions": {"vectors": made.vectors, "first": 0, "last": 2, "settings": SETTINGS},
+        "selection": {"vectors": made.vectors, "settings": SETTINGS},
+        "ablations": {"settings": {"max_prompts": 8, "seed": 0, "twins": True}},
+        "swaps": {"stages": stages, "settings": {"prompts": 5, "seed": 0}},
+    }
+    shared = {"model": model.description, "readout": model.readout, "prompts": made.prompts}
+
+    def words(stage, into, name="table.parquet", **changes):
+        options = shared | {"batch_tokens": 90} | own[stage] | changes
+        return command(stage, **options, output=into / name)
+
+    search = folder / "search.parquet"
+    assert main(words("interventions", folder, search.name)) == 0
+    own["selection"]["search"] = search
+    return words
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A part at every chance, of few states."""
+    monkeypatch.setattr(parts, "SECONDS", 0)
+    monkeypatch.setattr(parts, "SHARE", 1e9)
+    monkeypatch.setattr(plans, "DECODED_TOGETHER", 200)
+
+
+def run(words, log, kill_at=None, parts_written=None):
+    """Run a command in a process of its own, killed after so many CPU seconds, or parts.
+
+    `.killed`, the CPU `.seconds` that it took; stderr is added to `log`.
+    """
+    child = os.fork()  # all is imported: a start costs nothing
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            sys.stderr = open(2, "w", buffering=1, closefd=False)
+            if parts_written:
+                write = parts.Parts._write
+
+                def counted(self, *args):
+                    path = write(self, *args)
+                    if int(path.stem[-6:]) + 1 >= parts_written:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return path
+
+                parts.Parts._write = counted
+            code = main([str(word) for word in words])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    process = psutil.Process(child)
+    while kill_at is not None and process.status() != psutil.STATUS_ZOMBIE:
+        if sum(process.cpu_times()[:2]) >= kill_at:
+            process.kill()
+            break
+        time.sleep(0.002)
+    _, status, used = os.wait4(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, log.read_text()
+    return SimpleNamespace(killed=os.WIFSIGNALED(status), seconds=used.ru_utime + used.ru_stime)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long, tmp_path_factory):
+    """undisturbed(stage): its bytes without a kill, and the CPU seconds that they took."""
+    found = {}
+
+    def get(stage):
+        if stage not in found:
+            folder = tmp_path_factory.mktemp(stage)
+            seconds = run(long(stage, folder), folder / "log").seconds
+            found[stage] = (folder / "table.parquet").read_bytes(), seconds
+        return found[stage]
+
+    return get
+
+
+def test_these_are_the_long_stages():
+    assert set(KILLS) <= {stage.name for stage in ROWS if stage.long}
+
+
+@pytest.mark.parametrize("stage", KILLS)
+def test_killed_at_any_moment(long, undisturbed, tmp_path, stage):
+    expected, whole = undisturbed(stage)
+    draw, log, kills = random.Random(stage), tmp_path / "log", 0
+    while kills < KILLS[stage]:
+        words = long(stage, tmp_path)
+        killed = run(words, log, draw.uniform(0.1, 0.7) * whole).killed
+        kills += killed
+        if not killed:  # it was done: the next ones begin anew
+            assert (tmp_path / "table.parquet").read_bytes() == expected
+            (tmp_path / "table.parquet").unlink()
+    run(long(stage, tmp_path), log)
+    assert (tmp_path / "table.parquet").read_bytes() == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "table.parquet"}
+
+
+def killed_after(long, stage, folder, count):
+    """A stage that was killed when it had written so many parts: where they lie."""
+    assert run(long(stage, folder), folder / "log", parts_written=count).killed
+    found = sorted(folder_of(folder / "table.parquet").glob("*.safetensors"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("stage", KILLS)
+def test_what_was_done_is_not_done_again(long, tmp_path, capsys, stage, monkeypatch):
+    killed_after(long, stage, tmp_path, 6)
+    passes = []
+
+    def counted(own):
+        return lambda *args: passes.append(1) or own(*args)
+
+    monkeypatch.setattr(
+        "vecsweep.engine.edits._resume", counted(plans.resume_all.__globals__["_resume"])
+    )
+    assert main(long(stage, tmp_path)) == 0
+    after = len(passes)
+    assert "goes on after" in capsys.readouterr().err
+    passes.clear()
+    assert main(long(stage, tmp_path, "again.parquet")) == 0
+    assert 0 < after < len(passes)
+
+
+CHANGES = {
+    "settings": {"settings": SETTINGS | {"scales": [1.0, 2.0]}},
+    "batch_tokens": {"batch_tokens": 91},
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "prompts"])
+def test_parts_of_anything_else_are_removed(long, tmp_path, capsys, change):
+    found = killed_after(long, "interventions", tmp_path, 4)
+    changes = CHANGES.get(change, {})
+    if change == "prompts":
+        words = long("interventions", tmp_path)
+        changes["prompts"] = tmp_path / "prompts.parquet"
+        table = read_table(words[words.index("--prompts") + 1])
+        write_table(table, changes["prompts"], {"written": "anew"})
+    assert main(long("interventions", tmp_path, **changes)) == 0
+    lines = capsys.readouterr().err
+    assert f"{len(found)} parts of other settings or inputs removed" in lines
+    assert "goes on" not in lines and not folder_of(tmp_path / "table.parquet").exists()
+    if change == "batch_tokens":
+        assert main(long("interventions", tmp_path, "again.parquet", **changes)) == 0
+        tables = [(tmp_path / f"{name}.parquet").read_bytes() for name in ("table", "again")]
+        assert tables[0] == tables[1]
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size - 10)
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage, which", [(truncated, 0), (flipped, -1)])
+def test_a_damaged_part_is_made_again(long, undisturbed, tmp_path, capsys, damage, which):
+    path = killed_after(long, "interventions", tmp_path, 7)[which]
+    damage(path)
+    assert main(long("interventions", tmp_path)) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if str(path) in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{path} is damaged ")
+    assert lines[0].endswith("its pieces are made again")
+    assert (tmp_path / "table.parquet").read_bytes() == undisturbed("interventions")[0]
+
+
+def test_a_task_that_was_finished_in_a_job_that_failed(long, undisturbed, tmp_path, capsys):
+    """Before Snakemake tries a job again it removes what all tasks of it wrote."""
+    first, second = (long("interventions", tmp_path, f"{name}.parquet") for name in "ab")
+    prompts = tmp_path / "prompts.parquet"
+    second[second.index("--prompts") + 1] = str(prompts)
+    assert main([*first, "--and", *second]) == 1  # there are none yet
+    outputs = [tmp_path / f"{name}.parquet" for name in "ab"]
+    made = outputs[0].stat()
+    outputs[0].unlink()
+    prompts.write_bytes(open(first[first.index("--prompts") + 1], "rb").read())
+    capsys.readouterr()
+    assert main([*first, "--and", *second]) == 0
+    assert f"{outputs[0]} was finished before" in capsys.readouterr().err
+    assert outputs[0].stat().st_ino == made.st_ino
+    assert outputs[0].stat().st_mtime >= prompts.stat().st_mtime
+    assert [path.read_bytes() for path in outputs] == [undisturbed("interventions")[0]] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"a.parquet", "b.parquet", prompts.name}

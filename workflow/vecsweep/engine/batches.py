@@ -1,0 +1,93 @@
+"""Batches of prompts of one length; what does not fit in memory is tried again in halves.
+
+`batch_tokens` is a wish. Where a pass fails for memory, it is halved for the rest of the job, down to
+one prompt, and the pass alone is done again. What comes out is the same, as with a smaller
+`batch_tokens` from the start.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from vecsweep import Problem
+
+if TYPE_CHECKING:
+    from vecsweep.engine.load import Engine
+
+T = TypeVar("T")
+# How torch, on CPUs, and the libraries behind it say that there is no memory left.
+SAID = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or the process, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
+
+
+def fitted(run: Callable[[], T]) -> T | None:
+    """What `run` gives, None if there was not enough memory for it, which is then given back."""
+    try:
+        return run()
+    except Exception as error:
+        if not no_memory(error):
+            raise
+    # Only here: until now the error held the frames, and so the tensors, of what failed.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts of one length each, at most `batch_tokens` tokens (or one prompt)."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for length, equal in itertools.groupby(order, key=lambda i: lengths[i]):
+        group = list(equal)
+        size = max(1, batch_tokens // max(1, length))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def run_batches(
+    engine: "Engine", lengths: Sequence[int], run: Callable[[list[int]], Any], variants: int = 1
+) -> Iterator[tuple[list[int], Any]]:
+    """(indices of prompts of one length, what `run` makes of them) until all are done.
+
+    As `equal_length_batches` cuts them, `variants` times fitting batch_tokens; a batch that does not
+    fit in memory is halved, and so are all after it.
+    """
+    for group in equal_length_batches(lengths, sys.maxsize):
+        length = max(1, lengths[group[0]])
+        while group:
+            rows = group[: max(1, engine.batch_tokens // max(1, variants) // length)]
+            found = fitted(partial(run, rows))
+            if found is None:
+                halve(engine, len(rows), len(rows) * length * max(1, variants))
+                continue
+            yield rows, found
+            group = group[len(rows) :]
+
+
+def halve(engine: "Engine", passes: int, tokens: int) -> None:
+    """Halve batch_tokens after a pass of so many tokens failed; Problem if it cannot be less.
+
+    `passes` is the number of prompts and variants in it. So it is with several processes: the
+    others wait in a sum that the failed one has left, and cannot be told.
+    """
+    smaller = max(1, min(engine.batch_tokens, tokens) // 2)
+    where = f"{engine.name}: {tokens} tokens at a time do not fit in memory"
+    if engine.sharding != "single":
+        raise Problem(f"{where}; write batch_tokens: {smaller}, or more shards")
+    if passes <= 1:
+        raise Problem(f"{where}, and are one prompt; give the job more memory, or write shards: 2")
+    engine.batch_tokens, engine.halved = smaller, True
+    print(
+        f"{where}; goes on with {smaller}; batch_tokens: {smaller} in the config spares the attempt",
+        file=sys.stderr,
+        flush=True,
+    )
