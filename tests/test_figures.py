@@ -63,8 +63,10 @@ def make_database(
         table = pa.Table.from_pylist(rows, tables.schema("attribution"))
         write(files, folder, "attribution", table)
     files |= {stage: [] for stage in ("ovectors", "interventions", "heads", "ablations", "swaps")}
-    files |= {"patching": [], "relational": []}
+    files |= {"patching": [], "relational": [], "tuned": []}
     for model, task in cells if injected else []:
+        rows = [*tuned_rows(rng, model, task)]
+        write(files, folder, "tuned", pa.Table.from_pylist(rows, tables.schema("tuned")))
         rows = [*ablation_rows(rng, model, task)]
         write(files, folder, "ablations", pa.Table.from_pylist(rows, tables.schema("ablations")))
         if answered:
@@ -362,6 +364,24 @@ def attribution_rows(rng, model, task, answered):
                 }
 
 
+def tuned_rows(rng, model, task):
+    """Rows of stage tuned: the argument from layer 2 on, the answer from layer 7 on."""
+    for prompt_set, part in (("abstractive", "test"), ("extractive", "held-out")):
+        for prompt in range(PROMPTS):
+            for layer in range(LAYERS):
+                away = float(rng.uniform(0, 1)) * (LAYERS - 1 - layer)
+                yield {"model": model, "task": task, "prompt_set": prompt_set, "part": part} | {
+                    "prompt_id": prompt,
+                    "layer": layer,
+                    "argument_rank": 0 if 2 <= layer < 7 else int(rng.integers(1, 5)),
+                    "answer_rank": 0 if layer >= 7 else int(rng.integers(1, 50)),
+                    "kl": away,
+                    "plain_kl": 3 * away,
+                    "ridge": None if layer == LAYERS - 1 else 0.01,
+                    "steps": None if layer == LAYERS - 1 else 4,
+                }
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """drawn(name, models, tasks, ...): the matplotlib Figure; each one is made once."""
@@ -482,6 +502,7 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
         "ablations": ["Share of the FFNs removed", "Accuracy", "extractive", "n = 10 and 10"],
         "ablation_twins": ["Accuracy", "attention", "random order", "their mean", "n = 10 and 10"],
         "swaps": ["Share of the pairs", "Capitals: FFN", "reading", "fact", "update dropped"],
+        "tuned": [*rank, "tuned lens", "plain lens", "n = 11 of 12"],
         "attribution": ["logit(answer)", "Depth, (layer + 1) / layers", "FFN", "n = 11 of 12"],
         "patching": ["answer restored", "n = 12 pairs", "argument's last token", "95 % band"],
     }
@@ -551,6 +572,7 @@ def test_parallel_blocks(name, drawn):
     ("swaps", "no prompts exchanged anything"),
     ("heads", "no task's function vectors were asked for, or none could be made"),
     ("patching", "no prompts were patched"),
+    ("tuned", "no task is listed under tuned: tasks"),
 ])  # fmt: skip
 def test_a_sweep_without_interventions_says_so(name, said, drawn):
     assert said in [text for text, _ in texts(drawn(name, 2, 2, injected=False))]

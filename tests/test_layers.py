@@ -65,7 +65,7 @@ def test_every_stage_has_a_module_and_reads_earlier_ones():
 
 MODEL_RUNS = {stage.name for stage in ROWS if stage.runs_model} | {"models"}
 SLOW = {  # seconds to import: a property of a sweep of hundreds of jobs
-    "torch": MODEL_RUNS | {"lens", "ovectors", "attribution"},
+    "torch": MODEL_RUNS | {"lens", "ovectors", "attribution", "tuned"},
     "transformers": MODEL_RUNS,
     "duckdb": {"stages", "summary", "figures", "page"},
     "matplotlib": {"figures"},

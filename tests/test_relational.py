@@ -134,10 +134,11 @@ def test_scores_are_of_the_setting_that_was_chosen():
     table = [*rows("dev", "lre", 0, [0, 1]), *rows("dev", "lre", 3, [1, 1])]
     table += [*rows("test", "lre", 3, [1] * 9 + [0]), *rows("dev", "identity", 0, [0, 0], 1.0)]
     table += [*rows("test", "identity", 0, [0] * 9, 1.0)]
-    table = pa.Table.from_pylist(table, tables.schema("relational"))
+    written = pa.Table.from_pylist(table, tables.schema("relational"))
     with duckdb.connect() as database:
         database.execute(MACROS)
-        database.execute("CREATE TABLE relational AS FROM table")
+        database.register("written", written)
+        database.execute("CREATE TABLE relational AS FROM written")
         query = (PACKAGE / "sql" / "tables" / "relational_scores.sql").read_text()
         identity, lre = database.execute(query).df().to_dict("records")
     assert (lre["method"], lre["layer"], lre["settings"], lre["dev_share"]) == ("lre", 3, 2, 1)

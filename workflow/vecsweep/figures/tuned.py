@@ -12,7 +12,7 @@ from vecsweep.figures.drawing import (
 )
 
 LINES = {"plain": (0, (3, 1.2)), "tuned": "-"}
-NOT_TUNED = "no task's prompts were read by a tuned lens (tuned: tasks)"
+NOT_TUNED = "no task is listed under tuned: tasks"
 
 
 def tuned(connection):
