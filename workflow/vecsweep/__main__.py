@@ -126,11 +126,13 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     tools = [f"  {name:{width}}  {what}" for name, what in TOOLS.items()]
     parser = argparse.ArgumentParser(
         prog="vecsweep",
-        description=__doc__,
         usage="vecsweep COMMAND ... (vecsweep COMMAND --help says what it takes)",
-        epilog="\n".join(["stages, which the workflow runs:", *listed, "", "tools:", *tools]),
+        # One screen: no line but of commands.
+        epilog="\n".join(["stages, which the workflow runs:", *listed, "tools:", *tools]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
         prog="vecsweep", dest="command", required=True, metavar="", help=argparse.SUPPRESS
     )

@@ -32,9 +32,11 @@ class Chat:
     def __init__(self, model: str, folder):
         from transformers import AutoTokenizer
 
+        from vecsweep.engine.sources import PLAIN
+
         self.model, self.folder = model, folder
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **PLAIN)
         except Exception as error:  # transformers and tokenizers each raise their own
             raise Problem(f"model '{model}': no tokenizer in {folder}: {said(error)}") from error
         if not self.tokenizer.chat_template:
