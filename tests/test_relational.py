@@ -128,7 +128,7 @@ def test_scores_are_of_the_setting_that_was_chosen():
         named = {"model": "m", "task": "t", "measure": "faithfulness", "other_id": None}
         for i, hit in enumerate(hits):
             yield named | {"split": split, "method": method, "layer": layer, "beta": beta} | {
-                "rank": None, "prompt_id": i, "success": bool(hit), "chance": 0.25,
+                "rank": None, "prompt_id": i, "asked_rank": 1 - hit, "success": bool(hit), "chance": 0.25,
             }  # fmt: skip
 
     table = [*rows("dev", "lre", 0, [0, 1]), *rows("dev", "lre", 3, [1, 1])]
@@ -150,13 +150,16 @@ def test_scores_are_of_the_setting_that_was_chosen():
 def test_what_is_chosen():
     tried = [Setting("lre", 0, 1.0), Setting("lre", 1, 1.0), Setting("identity", 0, 1.0)]
 
-    def row(setting, success, split="dev", measure="faithfulness"):
-        return {"split": split, "measure": measure, "success": success} | setting._asdict()
+    def row(setting, success, split="dev", measure="faithfulness", rank=5):
+        asked = {"asked_rank": 0 if success else rank, "success": success}
+        return {"split": split, "measure": measure} | asked | setting._asdict()
 
     rows = [row(tried[0], True), row(tried[1], True), row(tried[1], True), row(tried[2], False)]
     rows += [row(tried[0], True, "test"), row(tried[0], True, measure="causality")]
     assert best(tried, rows, "faithfulness") == [tried[1], tried[2]]
     assert best(tried, [], "faithfulness") == [tried[0], tried[2]]  # of equals the first
+    nearer = [row(tried[0], False), row(tried[1], False, rank=2)]
+    assert best(tried, nearer, "faithfulness") == [tried[1], tried[2]]
     assert spread(3, 9) == [0, 4, 8] and spread(None, 3) == [0, 1, 2] == spread(7, 3)
     assert spread(1, 5) == [0]
     svd = torch.linalg.svd(torch.diag(torch.tensor([3.0] * 10 + [1e-9] * 22)))

@@ -151,7 +151,7 @@ patched AS (
 fits AS (
     SELECT model, task, split, measure, method, layer, beta, "rank",
            [count(*), sum(hash(prompt_id, other_id))] AS which,
-           bool_and(coalesce(success IS NOT NULL AND chance BETWEEN 0 AND 1, false)) AS sound
+           bool_and(coalesce(success = (asked_rank = 0) AND chance BETWEEN 0 AND 1, false)) AS sound
     FROM relational
     GROUP BY ALL
 ),

@@ -27,7 +27,7 @@ from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import answered, argument_ends, capped, kept_rows
 
 SPLITS = ("train", "dev", "test")
-BETAS = (1.0, 0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)  # theirs are 0 to 5; of equals the first is taken
+BETAS = (1.0, 0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)  # theirs are 0 to 5
 RANKS = (4, 8, 16, 32, 64, 128, 256)  # theirs are 8 to 320
 SINGULAR = 1e-5  # of the largest singular value: below, a direction is rounding
 WARNED = 120  # seconds of Jacobians that are announced
@@ -129,6 +129,7 @@ def relate(engine, readout, splits: dict, ends: dict, layers: list[int], seed: i
                         | {
                             "prompt_id": found.rows[number]["prompt_id"],
                             "other_id": None if other is None else found.rows[other]["prompt_id"],
+                            "asked_rank": rank,
                             "success": rank == 0,
                             "chance": others.item() / max(1, len(everyone) - 1),
                         }
@@ -216,11 +217,17 @@ def ranks_of(inverted) -> Sequence[int | None]:
 
 
 def best(tried: list[Setting], outcomes: list[dict], measure: str) -> list[Setting]:
-    """Each method's setting with most successes on dev; of equals the first."""
-    hits: dict[Setting, int] = dict.fromkeys(tried, 0)
+    """Each method's setting with most successes on dev.
+
+    Of equals that with the largest mean reciprocal rank of what is asked for: a method that never
+    succeeds is not left with the first layer. Then the first.
+    """
+    hits = dict.fromkeys(tried, (0, 0.0))
     for row in outcomes:
         if (row["split"], row["measure"]) == ("dev", measure):
-            hits[Setting(*(row[key] for key in Setting._fields))] += row["success"]
+            setting = Setting(*(row[key] for key in Setting._fields))
+            successes, ranks = hits[setting]
+            hits[setting] = successes + row["success"], ranks + 1 / (1 + row["asked_rank"])
     methods = dict.fromkeys(setting.method for setting in tried)
     return [
         max((s for s in tried if s.method == method), key=hits.__getitem__) for method in methods
