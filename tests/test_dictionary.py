@@ -18,7 +18,7 @@ from vecsweep.tools import scale
 SIZE = scale.Size(models=2, tasks=2, layers=4, layers_per_job=2, prompts=8, novel=8, vocabulary=40)
 
 
-NOT_MADE = {"heads", "ablations", "swaps", "patching", "relational"}
+NOT_MADE = {"heads", "ablations", "swaps", "patching", "relational", "tuned"}
 
 
 @pytest.fixture(scope="module")

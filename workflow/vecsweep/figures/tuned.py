@@ -17,14 +17,8 @@ NOT_TUNED = "no task is listed under tuned: tasks"
 
 def tuned(connection):
     """Reciprocal rank by depth by both lenses, the same prompts: panels models x tasks."""
-    asked = """SELECT model, task, count(DISTINCT prompt_id) AS n FROM tuned
-               WHERE part != 'held-out' GROUP BY ALL"""
-    right = "SELECT model, task, any_value(prompts) AS n FROM tuned_curves GROUP BY ALL"
-    every, correct = (
-        {(row["model"], row["task"]): row["n"] for row in records(connection, query)}
-        for query in (asked, right)
-    )
-    counts = {cell: (correct.get(cell, 0), n) for cell, n in every.items()}
+    rows = records(connection, "FROM tuned_counts")
+    counts = {(row["model"], row["task"]): (row["correct"], row["prompts"]) for row in rows}
     tasks = tasks_among(connection, {task for _, task in counts}, NOT_TUNED)
     figure, panels = sheet(connection, counts, "n = {} of {}", missing="not read", tasks=tasks)
     table = connection.execute("FROM tuned_curves ORDER BY model, task, lens, target, layer").df()

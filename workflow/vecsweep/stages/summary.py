@@ -126,8 +126,8 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
         "ovectors": files("ovectors", tasks["injected"], "table"),
         "interventions": files("interventions", tasks["injected"])
         + files("selection", tasks["injected"])
-        + files("contenders", tasks["contended"]),
-        "heads": files("heads", tasks["by_heads"], "table"),
+        + files("contenders", tasks.get("contended", [])),
+        "heads": files("heads", tasks.get("by_heads", []), "table"),
         "ablations": files("ablations", tasks["ablated"]),
         "swaps": files("swaps", tasks["swapped"]),
         "patching": files("patching", tasks.get("patched", [])),
