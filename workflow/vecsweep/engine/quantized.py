@@ -27,7 +27,7 @@ def quantize(model: Any, kind: str, name: str) -> float:
         ) from error
     if kind == "int8":
         settings = torchao.Int8WeightOnlyConfig()
-    else:
+    elif kind == "int4":
         rows = torchao.PerGroup(GROUP)
         settings = torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=rows)  # type: ignore[attr-defined]
     blocks = module_at(model, family_of(model).blocks)

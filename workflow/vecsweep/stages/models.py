@@ -71,7 +71,7 @@ def run(args):
 
 def rounding(name: str, config: dict, folder: Path, tokenizer: Any) -> dict:
     """What `quantized` costs, on one-shot questions for capitals; nothing without that key."""
-    if "quantized" not in config:
+    if not config.get("quantized"):  # None in what the workflow notes
         return {}
     asked = "The capital of France is Paris. The capital of {} is"
     prompts = [tokenizer(asked.format(country))["input_ids"] for country in PROBES]
