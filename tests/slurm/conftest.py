@@ -157,9 +157,13 @@ class Project:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def run(self, *options):
-        """Run Snakemake to its end: its exit code and output."""
+        """Run Snakemake to its end: its exit code and output; where it hangs, if it does."""
         try:
-            code = self.start(*options).wait(timeout=400)
+            code = self.start(*options, PYTHONFAULTHANDLER="1").wait(timeout=400)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # prints all stacks
+            self.process.wait()
+            pytest.fail(self.output()[-12000:])
         finally:
             self.end()
         return SimpleNamespace(returncode=code, stdout=self.output())
