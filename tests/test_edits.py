@@ -171,6 +171,19 @@ def test_the_last_token_alone_runs_again(family):
         edits.resume(engine, clean, Edit(vectors_for([1])))
 
 
+def test_edits_of_tokens_that_do_not_run_again_are_refused(tiny_model):
+    engine, prompts = load.engine_of(tiny_model("gpt2").model, 64), prompts_with(6, (3, 3))
+    (clean,) = edits.clean_runs(engine, prompts, 2, last_only=2)
+    edits.resume(engine, clean, Edit(vectors_for([1]), position=2))
+    for position in (3, "all"):
+        with pytest.raises(ValueError, match="edits of the last tokens: 2"):
+            edits.resume(engine, clean, Edit(vectors_for([1]), position=position))
+    (clean,) = edits.clean_runs(engine, prompts, 2)
+    edits.resume(engine, clean, Edit(vectors_for([1]), position=3))
+    with pytest.raises(ValueError, match="beginning that the prompts share"):
+        edits.resume(engine, clean, Edit(vectors_for([1]), position=4))
+
+
 def test_one_clean_run_serves_many_edits_of_the_last_token(family):
     engine, prompts = load.engine_of(family.model, 64), prompts_with(6, (9, 9))
     (clean,) = edits.clean_runs(engine, prompts, 2, last_only=True)

@@ -157,8 +157,10 @@ def test_what_is_chosen():
     rows = [row(tried[0], True), row(tried[1], True), row(tried[1], True), row(tried[2], False)]
     rows += [row(tried[0], True, "test"), row(tried[0], True, measure="causality")]
     assert best(tried, rows, "faithfulness") == [tried[1], tried[2]]
-    assert best(tried, [], "faithfulness") == [tried[0], tried[2]]  # of equals the first
-    nearer = [row(tried[0], False), row(tried[1], False, rank=2)]
+    alike = [row(setting, False) for setting in tried[::-1]]
+    assert best(tried, alike, "faithfulness") == [tried[0], tried[2]]  # of equals the first
+    assert best(tried, alike, "causality") == []
+    nearer = [*alike[:1], row(tried[0], False), row(tried[1], False, rank=2)]
     assert best(tried, nearer, "faithfulness") == [tried[1], tried[2]]
     assert spread(3, 9) == [0, 4, 8] and spread(None, 3) == [0, 1, 2] == spread(7, 3)
     assert spread(1, 5) == [0]

@@ -220,14 +220,16 @@ def best(tried: list[Setting], outcomes: list[dict], measure: str) -> list[Setti
     """Each method's setting with most successes on dev.
 
     Of equals that with the largest mean reciprocal rank of what is asked for: a method that never
-    succeeds is not left with the first layer. Then the first.
+    succeeds is not left with the first layer. Then the first. What dev could not try (all its prompts
+    have one answer, and nothing to be changed to) is not chosen.
     """
-    hits = dict.fromkeys(tried, (0, 0.0))
+    hits: dict[Setting, tuple[int, float]] = {}
     for row in outcomes:
         if (row["split"], row["measure"]) == ("dev", measure):
             setting = Setting(*(row[key] for key in Setting._fields))
-            successes, ranks = hits[setting]
+            successes, ranks = hits.get(setting, (0, 0.0))
             hits[setting] = successes + row["success"], ranks + 1 / (1 + row["asked_rank"])
+    tried = [setting for setting in tried if setting in hits]
     methods = dict.fromkeys(setting.method for setting in tried)
     return [
         max((s for s in tried if s.method == method), key=hits.__getitem__) for method in methods
