@@ -204,6 +204,8 @@ CHANGES = {
     "models.sha256": "0" * 64,
     "models.layers": {"layers": 4, "path": "weights/other"},
     "models.dtype": "bfloat16",
+    "models.quantized": "int8",
+    "models.chat": True,
     "models.batch_tokens": 64,
     "models.shards": 2,
     "models.engine": "single",
@@ -244,6 +246,7 @@ CHANGES = {
     "relational.train": {"train": 2, "tasks": ["verbs"]},
     "relational.layers": {"layers": 1, "tasks": ["verbs"]},
     "summary.resamples": 200,
+    "tuned.tasks": ["towns"],
     "keep.states": False,
 }
 # What lays out the grid has new cells, and what reads them.
@@ -256,6 +259,7 @@ NEW_CELLS = {
     "ablations.tasks": ("towns", {"ablations"}),
     "swaps.tasks": ("towns", {"swaps"}),
     "patching.tasks": ("towns", {"patching"}),
+    "tuned.tasks": ("", {"tuned"}),
     "relational.tasks": ("towns", {"relational"}),
 }
 
