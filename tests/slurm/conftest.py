@@ -97,7 +97,11 @@ def copy_of_the_code(folder):
     executor = folder / "workflow" / "vecsweep" / "slurm.py"
     text = executor.read_text()
     assert text.count("\nPOLL_SECONDS = 30 ") == 1
-    executor.write_text(text.replace("\nPOLL_SECONDS = 30 ", "\nPOLL_SECONDS = 3 "))
+    text = text.replace("\nPOLL_SECONDS = 30 ", "\nPOLL_SECONDS = 3 ")
+    # A slow machine: the first look at jobs comes before the executor is made.
+    start = "        self._ending = threading.Event()\n"
+    assert text.count(start) == 1
+    executor.write_text(text.replace(start, f"        time.sleep(0.5)\n{start}"))
     # No process of a job writes bytecode, so that none needs to compile all anew.
     compileall.compile_dir(folder / "workflow", quiet=1)
     example = folder / "workflow" / "profiles" / "slurm" / "site.example.yaml"

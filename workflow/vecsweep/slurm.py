@@ -86,11 +86,17 @@ class Executor(Plugin):
 
     async def check_active_jobs(self, active_jobs):
         """Report the jobs that ended; yield those that still run. The plugin does most of them."""
+        if not active_jobs:
+            # The thread that looks at jobs starts before `__post_init__`: nothing of it is here yet.
+            # Were it to fail now, nobody would ever see a job end.
+            async for job in super().check_active_jobs(active_jobs):
+                yield job
+            return
         states, _ = await query_job_status(
             query_job_status_squeue(self.run_uuid), self.logger
         )  # None: squeue failed
         rest = active_jobs
-        if active_jobs and states is not None:
+        if states is not None:
             rest = [job for job in active_jobs if not await self.ended(job, states)]
         async for job in super().check_active_jobs(rest):
             yield job
