@@ -33,8 +33,9 @@ def declared(path):
     """A path as rules name it: Snakemake itself puts a module's prefix before relative ones."""
     if RESULTS == "results":
         return path
-    inside = path.startswith(f"{RESULTS}/")
-    return f"results/{path.removeprefix(RESULTS + '/')}" if inside else os.path.abspath(path)
+    front = f"{RESULTS}/"
+    inside = path.startswith(front)
+    return f"results/{path.removeprefix(front)}" if inside else os.path.abspath(path)
 
 
 try:

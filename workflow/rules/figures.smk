@@ -50,4 +50,4 @@ for names in FIGURE_GROUPS + [[name] for name in DRAWN if name not in sum(FIGURE
         message:
             "figure " + ", ".join(names)
         shell:
-            VECSWEEP + " {params.command} > {log} 2>&1"
+            f"{VECSWEEP} {{params.command}} > {{log}} 2>&1"

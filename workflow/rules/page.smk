@@ -22,4 +22,4 @@ rule page:
     message:
         "index.html"
     shell:
-        VECSWEEP + " page {params.places} 2> {log}"
+        f"{VECSWEEP} page {{params.places}} 2> {{log}}"

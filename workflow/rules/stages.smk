@@ -52,7 +52,7 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
         message:
             said(stage, *words)
         shell:
-            VECSWEEP + " {params.command} > {log} 2>&1"
+            f"{VECSWEEP} {{params.command}} > {{log}} 2>&1"
 
 
 # A job takes several tasks: a rule for each group of them.
@@ -85,4 +85,4 @@ for model, by_stage in GROUPS.items():
                     message:
                         said(stage, model, ", ".join(members), layers)
                     shell:
-                        VECSWEEP + " {params.command} > {log} 2>&1"
+                        f"{VECSWEEP} {{params.command}} > {{log}} 2>&1"
