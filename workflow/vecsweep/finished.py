@@ -22,8 +22,9 @@ WHOLE = ".whole"
 
 
 def is_long(args) -> bool:
-    """Whether a command is a stage that keeps parts."""
-    return args.command in STAGES and STAGES[args.command].long
+    """Whether a command is a stage that keeps what it did: a long one of a single output."""
+    stage = STAGES.get(args.command)
+    return bool(stage and stage.keeps_parts)
 
 
 def folder_of(output: Path) -> Path:

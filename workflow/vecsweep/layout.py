@@ -73,6 +73,11 @@ class Stage:
         pattern = "".join(self.outputs.values())
         return tuple(part for part in Cell._fields if f"{{{part}}}" in pattern)
 
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether its jobs keep what they did: a long stage's, of a single output."""
+        return self.long and [*self.outputs] == ["output"]
+
     def paths(self, cell: Cell, results="results") -> dict[str, str]:
         """Option -> path of what a job writes."""
         return {
