@@ -28,6 +28,8 @@ WORDS = {
     "directions_1": "the o-vector along one direction",
     "directions_10": "the o-vector along ten directions",
     "directions_100": "the o-vector along a hundred directions",
+    "task vector": "a task vector, the state after demonstrations",
+    "function vector": "a function vector, of the heads that demonstrations act by",
 }
 
 
@@ -133,6 +135,20 @@ def test_the_readme_says_whether_the_mean_is_better_than_one():
     ffn = verdicts[(verdicts.model == MODEL) & (verdicts.sublayer == "ffn")]
     decided = set(ffn.verdict) - {"idle"} or ffn.others.max() >= 0.005
     assert ("The exchange decides nothing here" in readme()) == (not decided)
+
+
+def test_the_readme_names_the_task_vector_that_beats_them_all():
+    rows = measured("rivals")
+    rows = rows[(rows.model == MODEL) & (rows.task == "capitals")].set_index("method")
+    own, before = rows.loc["task vector"], rows.loc["o-vector"].reciprocal_rank_before
+    assert own.name == rows.reciprocal_rank_after.idxmax()
+    low, high = own.reciprocal_rank_after_low, own.reciprocal_rank_after_high
+    assert (
+        f"from {before:.2f} to {own.reciprocal_rank_after:.2f} ({low:.2f} to {high:.2f})"
+        in readme()
+    )
+    other = rows.loc["function vector"].reciprocal_rank_after
+    assert f"a function vector to {other:.2f}" in readme()
 
 
 def test_the_readme_table_is_the_measured_one():
