@@ -78,7 +78,7 @@ def wrong(rules):
     if "boolean" in kinds:
         yield from (("word", "maybe"), ("number", 1))
     if "array" in kinds:
-        yield "word", "capitals"
+        yield ("names" if "object" in kinds else "word"), "capitals"
         yield "number-in-it", [5]
         inner = rules["items"]
         one = inner["enum"][0] if "enum" in inner else 2.0 if inner["type"] == "number" else "a/b"
@@ -115,7 +115,9 @@ def config_keys():
         name = path[-1]
         if len(name) < 4:
             continue
-        typo = name[:-2] + name[-1] + name[-2] if name[-1] != name[-2] else name + "x"
+        typo = name[:-2] + name[-1] + name[-2]
+        if typo == name or name == "revisions":  # which is nearer to `revision` then
+            typo = name + "x"
         place = " > ".join(path[:-1]) or "top level"
         says = (f"config, {place}: unknown key '{typo}'", f"did you mean '{name}'")
         yield Case(f"{'.'.join(path)}-typo", checked((*path[:-1], typo), 1), says)

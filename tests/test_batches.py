@@ -1,116 +1,23 @@
-"""What does not fit in memory is tried again in halves; a limit on this process's memory is the device."""
+"""What does not fit in memory is tried again in halves."""
 
-import os
-import resource
+import subprocess
 import sys
-import traceback
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+from conftest import REPO
 from vecsweep import Problem
-from vecsweep.engine import batches, decoding, edits, forward, load
-from vecsweep.engine.edits import Edit
-from vecsweep.engine.readout import Readout
-
-MB = 2**20
-# Of one length behind a shared beginning, and so many that a pass takes a hundred megabytes.
-PROMPTS = [[5, 6, 7, 8, 9, 10, a, b, a, b] for a in range(2, 52) for b in range(2, 42)]
+from vecsweep.engine import batches, load
 
 
-def in_child(compute, folder, room):
-    """(what `compute()` gives, its stderr) in a process that may take `room` MB more, None: any."""
-    path, log = folder / f"{room}.pt", folder / f"{room}.log"
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
-            sys.stderr = open(2, "w", buffering=1, closefd=False)
-            if room:
-                taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf(
-                    "SC_PAGE_SIZE"
-                )
-                resource.setrlimit(resource.RLIMIT_AS, (taken + room * MB,) * 2)
-            found = compute()
-            resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
-            torch.save(found, path)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert status == 0, log.read_text()
-    return torch.load(path), log.read_text()
-
-
-def states(kind, engine):
-    return forward.last_token_states(engine, [PROMPTS])
-
-
-def edited(kind, engine, last_only=False):
-    """Clean runs and edits: several in a pass, one of many variants, removals."""
-    generator = torch.Generator().manual_seed(0)
-    many = [
-        Edit({1: torch.randn(count, 32, generator=generator)}, mode, "last" if last_only else "all")
-        for count, mode in ((2, "replace"), (150, "add"), (2, "add"), (1, "replace"))
-    ]
-    found = {}
-    for clean in edits.clean_runs(engine, PROMPTS[:60], 1, last_only):
-        for i, state in enumerate(edits.resume_all(engine, clean, many)):
-            for row, one in zip(clean.rows, state.unbind(1)):
-                found[f"{i} {row}"] = one
-            assert len(clean.rows) == state.shape[1]
-    return dict(sorted(found.items()))
-
-
-CASES = {"states": states, "edits": edited, "last token": partial(edited, last_only=True)}
-ROOM = {"states": 24, "edits": 24, "last token": 16}
-
-
-@pytest.mark.parametrize(
-    "case, kind",
-    [("states", "gpt2"), ("edits", "bloom"), ("edits", "gemma3_text"), ("last token", "gpt2")],
-)
-def test_halved_until_it_fits(case, kind, tmp_path):
-    model = tiny.model(kind)
-
-    def compute():
-        engine = load.engine_of(model, 10**6, kind)
-        return CASES[case](kind, engine) | {"batch_tokens": torch.tensor(engine.batch_tokens)}
-
-    whole, quiet = in_child(compute, tmp_path, None)
-    found, said = in_child(compute, tmp_path, ROOM[case])
-    assert not quiet
-    before, after = (some.pop("batch_tokens").item() for some in (whole, found))
-    assert before == 10**6 and after < 20_000
-    lines = said.splitlines()
-    assert all(line.startswith(f"{kind}: ") for line in lines), said
-    assert f"goes on with {after}; batch_tokens: {after} in the config spares" in lines[-1]
-    assert whole.keys() == found.keys() and len(whole) > 8
-    for name, expected in whole.items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_decoding_is_halved(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(5000, 32, generator=generator)
-    readout = Readout("rms", 1e-6, torch.ones(32), None, weight, None)
-    drawn = torch.randn(6000, 32, generator=generator)
-    targets = [torch.arange(6000)[:, None] % 5000]
-    decoding.decode(readout, drawn[:80], [targets[0][:80]], 3)  # compiles
-
-    def compute():
-        return vars(decoding.decode(readout, drawn, targets, 3, torch.arange(5), unit=500))
-
-    whole, quiet = in_child(compute, tmp_path, None)
-    found, said = in_child(compute, tmp_path, 24)
-    assert not quiet and "does not fit in memory; goes on with half as many" in said
-    assert all(torch.equal(found[name], whole[name]) for name in whole)
+def test_in_a_process_of_its_own():
+    """In one that has run other tests, what they left free would be room."""
+    words = ["-m", "pytest", "-q", "-p", "no:xdist", str(Path(__file__).with_name("limited.py"))]
+    done = subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(

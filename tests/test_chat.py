@@ -205,7 +205,8 @@ def test_a_real_instruct_model_reads_its_own_tokens(real_model, tmp_path):
     assert row["token_ids"] == tokenizer.apply_chat_template(
         chat.messages(turns), add_generation_prompt=True, return_dict=False
     )
-    assert tokenizer.decode(row["answer_tokens"][0]) == row["answer"][:1]
+    first = tokenizer.decode(row["answer_tokens"][0])
+    assert first and row["answer"].startswith(first)  # without the space of plain prompts
 
 
 def pair(task, row, key="argument"):

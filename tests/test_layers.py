@@ -13,11 +13,12 @@ from vecsweep.layout import ROWS, STAGES
 PACKAGE = REPO / "workflow" / "vecsweep"
 # Folder -> the parts of the package that its modules may read.
 ALLOWED = {
-    "engine": {"files", "engine", "series"},
+    "engine": {"files", "finished", "engine", "series"},
     "methods": {"files", "engine", "tasks", "methods"},
     "stages": {
         *(
             "files",
+            "finished",
             "layout",
             "sweep",
             "statistics",

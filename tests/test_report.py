@@ -13,14 +13,17 @@ import pytest
 import warm
 from conftest import REPO
 from test_figures import make_database
-from vecsweep.figures import FIGURES
+from vecsweep.figures import FIGURES, wanted
 from vecsweep.files import write_json
 
+DRAWN = wanted(series=False)
 SNAKEFILE = """
 import shlex
 
-from vecsweep.figures import FIGURES as DRAWN
+from vecsweep.figures import wanted
 
+DRAWN = wanted(series=False)
+RESULTS, DATABASE, VECSWEEP = "results", "results/summary.duckdb", "python -m vecsweep"
 FIGURE_GROUPS = []
 configfile: "config.yaml"
 report: "{repo}/workflow/report/workflow.rst"
@@ -166,7 +169,7 @@ def report(tmp_path_factory):
     (folder / "results").mkdir()
     make_database(folder, 3, 4).rename(folder / "results" / "summary.duckdb")
     (folder / "config.yaml").write_text("models: {one: {}, two: {}}\ntasks: {capitals: {}}\n")
-    for name in FIGURES:
+    for name in DRAWN:
         write_json({}, folder / "results" / "settings" / "figures" / f"{name}.json")
     (folder / "Snakefile").write_text(SNAKEFILE.format(repo=REPO))
     snakemake = ["snakemake", "--directory", str(folder)]
@@ -188,9 +191,9 @@ def test_the_report_lists_every_figure_and_shows_one(report, browser, tmp_path):
     browser.until("document.readyState == 'complete' && document.querySelector('#app').innerText")
     assert "argument formation" in browser.evaluate("document.body.innerText")
     listed = ""
-    for category in sorted({figure.category for figure in FIGURES.values()} | {"Tables"}):
+    for category in sorted({figure.category for figure in DRAWN.values()} | {"Tables"}):
         browser.click(category)
-        titles = [figure.title for figure in FIGURES.values() if figure.category == category]
+        titles = [figure.title for figure in DRAWN.values() if figure.category == category]
         titles = titles or ["patterns"]
         browser.until(f"document.body.innerText.includes({json.dumps(titles[0])})")
         listed += browser.evaluate("document.body.innerText")
@@ -204,6 +207,6 @@ def test_the_report_lists_every_figure_and_shows_one(report, browser, tmp_path):
             assert json.loads(place)["width"] > 200
         browser.call("Page.reload")
         browser.until("document.readyState == 'complete' && !!document.querySelector('#app a')")
-    for figure in FIGURES.values():
+    for figure in DRAWN.values():
         assert figure.title in listed
     assert browser.complaints() == []

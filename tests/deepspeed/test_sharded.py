@@ -540,6 +540,10 @@ def assert_tops(db):
             assert at.get(token, also[-1]) == pytest.approx(probability, abs=1e-5)
 
 
+# Of stages that this sweep's config leaves out.
+OFF = ("heads", "function_heads", "patching", "relational", "tuned", "checkpoints")
+
+
 def test_the_tables_of_two_processes(sweep):
     """All but floating-point numbers equal, those within 1e-4; and o-vectors do something."""
     with duckdb.connect(str(sweep.folder / "results" / "summary.duckdb"), read_only=True) as db:
@@ -561,7 +565,8 @@ def test_the_tables_of_two_processes(sweep):
             listed = ", ".join(f'"{name}"' for name in [*exact, *floats])
             rows = f"SELECT {listed} FROM {table} WHERE model = ? ORDER BY ALL"
             one, two = (db.execute(rows, [name]).fetchall() for name in ("one", "two"))
-            assert one and [row[: len(exact)] for row in one] == [row[: len(exact)] for row in two]
+            assert one or table.startswith(OFF), table
+            assert [row[: len(exact)] for row in one] == [row[: len(exact)] for row in two]
             for a, b in zip(one, two):
                 assert b[len(exact) :] == pytest.approx(a[len(exact) :], abs=1e-4), table
         shards = set(db.execute("SELECT model, shards FROM runs").fetchall())

@@ -35,8 +35,9 @@ def test_both_go_on_where_they_were(tiny_model, tmp_path):
     passes = [json.loads((tmp_path / f"passes.{i}").read_text()) for i in range(SHARDS)]
     assert passes[0] == passes[1]
     whole, before, after = passes[0]
-    # At most the pass that was under way, and those of one part, are made again.
-    assert whole > 8 and before == whole // 2 and whole <= before + after <= whole + 2
+    # At most the pass that was under way, and those of one part, are made again. The first run's own
+    # passes are one less: the engine proved itself in it.
+    assert whole > 8 and before == whole // 2 and whole - 1 <= before + after <= whole + 1
     tables = [(tmp_path / f"{name}.parquet").read_bytes() for name in ("whole", "left")]
     assert tables[0] == tables[1]
     assert folder_of(tmp_path / "left.parquet").is_dir()  # the launcher removes it
