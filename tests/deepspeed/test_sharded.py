@@ -559,7 +559,11 @@ def test_the_tables_of_two_processes(sweep):
         assert_tops(db)
         for table in compared:
             # How it ran may differ: table runs has the shards.
-            names = [name for name in columns[table] if name not in ("model", "series", "shards", "engine")]
+            names = [
+                name
+                for name in columns[table]
+                if name not in ("model", "series", "shards", "engine")
+            ]
             floats = [name for name in names if columns[table][name]]
             exact = [name for name in names if name not in floats]
             listed = ", ".join(f'"{name}"' for name in [*exact, *floats])
