@@ -23,10 +23,13 @@ from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site
 
-HERE = PACKAGE.parent.parent  # a module's Snakefile may stand in another folder, or be fetched
+IN_MODULE = not workflow.modifier.is_main_snakefile()
+# The checkout whose Snakefile runs: the one that is installed may be another. A module's Snakefile
+# may have been fetched without the rest.
+BASE = Path(workflow.basedir)
+HERE = PACKAGE.parent.parent if IN_MODULE else BASE.parent if BASE.name == "workflow" else BASE
 # As a module of another workflow: where its `prefix` or `replace_prefix` puts results.
 RESULTS = workflow.modifier.path_modifier.replace_prefix("results/").rstrip("/")
-IN_MODULE = not workflow.modifier.is_main_snakefile()
 
 
 def declared(path):
