@@ -14,6 +14,7 @@ import torch
 
 import tiny
 from conftest import REPO, command, main
+from limited import PROMPTS as MANY
 from test_ablations import write_prompts
 from test_batches import PROMPTS as MANY
 from test_status import jobs_table, write_job

@@ -1,6 +1,7 @@
 """Figures of training checkpoints: what a series' models do with each relation, by step."""
 
 import math
+from collections import Counter
 
 from matplotlib.ticker import MaxNLocator
 from seaborn import color_palette
@@ -64,9 +65,9 @@ def by_step(rows: list[dict], quantities: dict[str, str], tasks: dict[str, str])
     """Panels series x quantities with a line a task, over the steps that have enough prompts."""
     series = [*dict.fromkeys(row["series"] for row in rows)][: PANELS // len(quantities)]
     rows = [row for row in rows if row["series"] in series and row["task"] in tasks]
-    held = [row["task"] for row in rows]
+    held = Counter(row["task"] for row in rows)
     # Those with most steps to show; a stable sort leaves the config's order.
-    first = sorted(filter(held.count, tasks), key=lambda task: -held.count(task))[:LINES]
+    first = sorted((task for task in tasks if held[task]), key=lambda task: -held[task])[:LINES]
     colours = dict(zip(filter(first.__contains__, tasks), color_palette("colorblind")))
     across, down = quantities, dict(zip(series, series))
     figure, panels = grid(down, across, high=1.6, sharex=False, sharey=False)
