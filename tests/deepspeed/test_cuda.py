@@ -16,7 +16,6 @@ import tiny
 from conftest import REPO, command, main
 from limited import PROMPTS as MANY
 from test_ablations import write_prompts
-from test_batches import PROMPTS as MANY
 from test_status import jobs_table, write_job
 from vecsweep.engine import decoding, edits, forward, gpu, load
 from vecsweep.engine.edits import Edit
