@@ -7,15 +7,13 @@ import torch
 
 import planted
 import tiny
-from conftest import run_stage
 from test_ablations import write_prompts
 from test_edits import plain_run, sublayer_of
-from test_swaps import chain, plain_parts, prompt
+from test_swaps import chain, plain_parts, prompt, run_behind
 from vecsweep import Problem
 from vecsweep.engine import load
 from vecsweep.engine.edits import PARTS
 from vecsweep.engine.readout import Readout
-from vecsweep.files import read_table
 from vecsweep.stages.patching import paired, patch
 from vecsweep.tasks.rows import argument_ends, kept_rows
 
@@ -126,20 +124,9 @@ def patched_means(folder, form, site):
     task = planted.write_task(folder / "tasks")
     results, name = folder / "results", f"{form}-{site}"
     path = chain(results, name, folder / "weights", task, planted.LAYERS, prompts=2)
-    described = results / "models" / name
-    run_stage(
-        "patching",
-        model=described / "model.json",
-        readout=described / "readout.safetensors",
-        tokenizer=described / "tokenizer.json",
-        prompts=path("prompts"),
-        stages=path("stages"),
-        settings={"prompts": 6, "seed": 0},
-        batch_tokens=2048,
-        output=path("patching"),
-    )
+    written = run_behind("patching", results, name, path, {"prompts": 6, "seed": 0})
     found = {}
-    for row in read_table(path("patching")).to_pylist():
+    for row in written.to_pylist():
         key = row["layer"], row["sublayer"], row["position"]
         found.setdefault(key, []).append(row["restored"])
     assert {len(values) for values in found.values()} == {6}
@@ -166,18 +153,7 @@ def test_a_planted_ffn_shows_at_its_layer(form, site, tmp_path):
 def test_no_pairs_is_a_table_without_rows(tmp_path):
     tiny.save("gpt2", tmp_path / "weights")
     task = tiny.write_task(tmp_path / "tasks", "towns")
-    path = chain(tmp_path / "results", "random", tmp_path / "weights", task, 3)
-    described = tmp_path / "results" / "models" / "random"
-    run_stage(
-        "patching",
-        model=described / "model.json",
-        readout=described / "readout.safetensors",
-        tokenizer=described / "tokenizer.json",
-        prompts=path("prompts"),
-        stages=path("stages"),
-        settings={"prompts": 6, "seed": 0},
-        batch_tokens=64,
-        output=path("patching"),
-    )
-    table = read_table(path("patching"))
+    results = tmp_path / "results"
+    path = chain(results, "random", tmp_path / "weights", task, 3)
+    table = run_behind("patching", results, "random", path, {"prompts": 6, "seed": 0})
     assert table.num_rows == 0 and {"restored", "position"} <= {*table.column_names}

@@ -47,11 +47,11 @@ def test_a_rounded_model_is_the_plain_one_rounded(kind, bits, tiny_model, tmp_pa
     torch.testing.assert_close(shares.sum(0) + constant, update, rtol=1e-4, atol=1e-5)
 
     # What it costs, once more from the plain models.
+    assert len(set(quantized.QUESTIONS)) == 32
     tokenizer = models.tokenizer_of(kind, whole.folder)
-    asked = "The capital of France is Paris. The capital of {} is"
     found = []
     for model in (whole.model, plain):
-        rows = [tokenizer(asked.format(c), return_tensors="pt")["input_ids"] for c in models.PROBES]
+        rows = [tokenizer(text, return_tensors="pt")["input_ids"] for text in quantized.QUESTIONS]
         with torch.inference_mode():
             logits = torch.cat([model(ids).logits[:, -1] for ids in rows])
         found.append(logits.log_softmax(-1))

@@ -7,16 +7,15 @@ import torch
 
 import planted
 import tiny
-from conftest import run_stage
 from test_ablations import write_prompts
 from test_edits import block_of
 from test_states import hooks_of
-from test_swaps import chain
+from test_swaps import chain, run_behind
 from vecsweep import Problem, config, tables
 from vecsweep.engine import load
 from vecsweep.engine.edits import clean_runs
 from vecsweep.engine.jacobian import jacobians
-from vecsweep.files import PACKAGE, read_table
+from vecsweep.files import PACKAGE
 from vecsweep.stages import relational
 from vecsweep.stages.relational import Setting, best, partners, ranks_of, spread
 from vecsweep.statistics import MACROS, wilson
@@ -91,19 +90,8 @@ def related(folder, form, site, **settings):
     task = planted.write_task(folder / "tasks")
     results, name = folder / "results", f"{form}-{site}"
     path = chain(results, name, folder / "weights", task, planted.LAYERS, prompts=2)
-    described = results / "models" / name
-    run_stage(
-        "relational",
-        model=described / "model.json",
-        readout=described / "readout.safetensors",
-        tokenizer=described / "tokenizer.json",
-        prompts=path("prompts"),
-        stages=path("stages"),
-        settings={"train": 4, "layers": None, "seed": 0} | settings,
-        batch_tokens=2048,
-        output=path("relational"),
-    )
-    return read_table(path("relational")).to_pylist()
+    settings = {"train": 4, "layers": None, "seed": 0} | settings
+    return run_behind("relational", results, name, path, settings).to_pylist()
 
 
 @pytest.mark.parametrize("form", planted.FORMS)

@@ -197,6 +197,23 @@ def chain(results, name, weights, task, layers, prompts=10):
     return path
 
 
+def run_behind(stage, results, name, path, settings):
+    """Run one of the stages that read what `chain` made; the rows that it writes."""
+    described = results / "models" / name
+    run_stage(
+        stage,
+        model=described / "model.json",
+        readout=described / "readout.safetensors",
+        tokenizer=described / "tokenizer.json",
+        prompts=path("prompts"),
+        stages=path("stages"),
+        settings=settings,
+        batch_tokens=2048,
+        output=path(stage),
+    )
+    return read_table(path(stage))
+
+
 def test_a_model_that_answers_nothing_has_nothing_to_exchange(tmp_path):
     tiny.save("gpt2", tmp_path / "weights")
     task = tiny.write_task(tmp_path / "tasks", "towns")

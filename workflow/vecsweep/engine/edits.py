@@ -205,8 +205,8 @@ class CleanRun:
     """An unedited run of prompts of one length: what every block was called with.
 
     `rows` are the prompts' places in the list given, `tokens` how many each has behind the shared
-    beginning; `last` [prompts, d_model] the last block's output at the last token; `calls` and `prefix_calls` (None without a shared beginning) hold
-    each block's arguments.
+    beginning; `last` [prompts, d_model] the last block's output at the last token; `calls` and
+    `prefix_calls` (None without a shared beginning) hold each block's arguments.
 
     Of a run for edits of the `last_only` last tokens alone (1 where it is true, 0: of all tokens)
     `calls` are those of these tokens, `earlier` the keys and values of all tokens before them (None

@@ -179,10 +179,10 @@ def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | N
 
     Ranks are [[argument's, answer's], ...]; among [n, T] the natural log probabilities of the
     tokens `among` [T]. Pieces are decoded many at a time: the LM head is read from memory once a
-    call, however few the states. `parts` hold what was done before, by name: such pieces need
-    no states; those without a name are not kept. Those that follow are decoded beside the same ones as ever, so that they have the
-    same numbers. Without a readout the pieces are run (other processes wait for them) and nothing is
-    yielded.
+    call, however few the states. `parts` hold what was done before, by name: such pieces need no
+    states; those without a name are not kept. Those that follow are decoded beside the same ones as
+    ever, so that they have the same numbers. Without a readout the pieces are run (other processes
+    wait for them) and nothing is yielded.
     """
     parts = parts or Parts()
 

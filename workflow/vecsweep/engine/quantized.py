@@ -8,6 +8,14 @@ import torch
 from vecsweep import Problem
 from vecsweep.engine.families import family_of, module_at
 
+# Asked with whole and with rounded weights.
+COUNTRIES = (
+    "Poland", "China", "Japan", "Cuba", "Peru", "Kenya", "Norway", "Ghana", "Egypt", "Chile",
+    "Italy", "Spain", "Greece", "Turkey", "Iran", "Iraq", "Thailand", "Vietnam", "Canada", "Brazil",
+    "Austria", "Hungary", "Sweden", "Finland", "Portugal", "Ireland", "Morocco", "Nepal", "Qatar",
+    "Russia", "Ukraine", "Colombia",
+)  # fmt: skip
+QUESTIONS = [f"The capital of France is Paris. The capital of {name} is" for name in COUNTRIES]
 GROUP = 32  # int4: weights of a row that share a scale
 
 

@@ -31,14 +31,6 @@ from vecsweep.engine.sources import PLAIN
 from vecsweep.files import file_crc32, replacing, write_json, write_tensors
 from vecsweep.layout import STAGES
 
-# Asked with whole and with rounded weights.
-PROBES = (
-    "Poland", "China", "Japan", "Cuba", "Peru", "Kenya", "Norway", "Ghana", "Egypt", "Chile",
-    "Italy", "Spain", "Greece", "Turkey", "Iran", "Iraq", "Thailand", "Vietnam", "Canada", "Brazil",
-    "Austria", "Hungary", "Sweden", "Finland", "Portugal", "Ireland", "Morocco", "Nepal", "Qatar",
-    "Russia", "Ukraine", "Colombia",
-)  # fmt: skip
-
 
 def run(args):
     """Bring the model of `args.settings` to `args.description`'s folder and describe it."""
@@ -73,8 +65,7 @@ def rounding(name: str, config: dict, folder: Path, tokenizer: Any) -> dict:
     """What `quantized` costs, on one-shot questions for capitals; nothing without that key."""
     if not config.get("quantized"):  # None in what the workflow notes
         return {}
-    asked = "The capital of France is Paris. The capital of {} is"
-    prompts = [tokenizer(asked.format(country))["input_ids"] for country in PROBES]
+    prompts = [tokenizer(question)["input_ids"] for question in quantized.QUESTIONS]
     dtype = getattr(torch, config["dtype"])
     found = quantized.cost(folder, dtype, config["quantized"], name, prompts)
     print(

@@ -66,7 +66,8 @@ def patch(engine, readout, rows: list[dict], ends: list[int], pairs: list) -> li
 
     `difference` is logit(source's answer) - logit(target's answer) at the end, `restored` where it
     lies between the target's own run (0) and the source's (1). A prompt's answer is the
-    best of its own at the end of its own run: the top token, where it is answered correctly. Empty in processes that do not decode.
+    best of its own at the end of its own run: the top token, where it is answered correctly. Empty
+    in processes that do not decode.
     """
     source = dict(pair for a, b in pairs for pair in ((a, b), (b, a)))
     outcomes: list[dict] = []

@@ -1,6 +1,7 @@
 """Stage `summary`: all results in one DuckDB database, and the tables that people read."""
 
 import csv
+import itertools
 import os
 import shutil
 import tempfile
@@ -60,7 +61,7 @@ def run(args):
                 os.replace(path, csv_file)
         os.replace(database, temporary)
     # What jobs of several tasks left when one of these failed: nothing will try them again.
-    for name in (*files["interventions"], *files["ablations"], *files["swaps"]):
+    for name in itertools.chain(*files.values()):
         finished.remove(Path(name))
 
 
