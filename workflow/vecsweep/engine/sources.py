@@ -1,8 +1,10 @@
 """Where a model's weights come from: an installed package, a local folder, or the hub."""
 
+import functools
 import hashlib
 import shutil
 from collections.abc import Iterable
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,27 @@ def package_files(name: str, source: dict) -> list[Path]:
     return found
 
 
+@contextmanager
+def parsed_once():
+    """While it lasts, transformers parses a GGUF file once, not for tokenizer, config and weights.
+
+    And on a plain view of the bytes: slices of a memory map are slow, and a vocabulary is millions.
+    """
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
+
+    module: Any = gguf
+    module.GGUFReader = functools.cache(Reader)
+    try:
+        yield
+    finally:
+        module.GGUFReader = Reader.__base__
+
+
 def convert_gguf(files: list[Path], target: Path) -> None:
     """Dequantize GGUF parts once into `target`, a float32 safetensors folder in hub format.
 
@@ -76,8 +99,9 @@ def convert_gguf(files: list[Path], target: Path) -> None:
                 with open(part, "rb") as file:
                     shutil.copyfileobj(file, out, 1 << 22)
         options = PLAIN | {"gguf_file": joined.name}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(staging, **options)
-        quantized = transformers.AutoModelForCausalLM.from_pretrained(staging, **options)
+        with parsed_once():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(staging, **options)
+            quantized = transformers.AutoModelForCausalLM.from_pretrained(staging, **options)
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
