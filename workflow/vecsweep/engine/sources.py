@@ -86,8 +86,8 @@ def convert_gguf(files: list[Path], target: Path) -> None:
     Later loads take seconds instead of a minute. The state goes into a fresh model, since a
     model that was read from GGUF refuses to be saved.
     """
+    import torch
     import transformers
-    from transformers.initialization import no_init_weights
 
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -105,9 +105,9 @@ def convert_gguf(files: list[Path], target: Path) -> None:
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        with no_init_weights():
+        with torch.device("meta"):
             model = type(quantized)(config)
-        model.load_state_dict(quantized.state_dict())
+        model.load_state_dict(quantized.state_dict(), assign=True)
         model.tie_weights()  # a tied head is saved once
         joined.unlink()
         model.save_pretrained(staging)
