@@ -14,10 +14,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: all quick sweep test test-slurm test-gpu bench scale clean
 all: sweep
 	@$(MAKE) --no-print-directory -s results/report.html
-	@vecsweep finding $(FINDING)
+	@vecsweep finding
 
 quick:
-	@$(MAKE) --no-print-directory CONFIG=workflow/config/quick.yaml FINDING=--curves
+	@$(MAKE) --no-print-directory CONFIG=workflow/config/quick.yaml
 
 SNAKEMAKE = snakemake --logger vecsweep --configfile "$(CONFIG)"
 

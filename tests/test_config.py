@@ -217,13 +217,14 @@ def groups(cores, fits=None, tasks=13, **models):
 
 
 def test_tasks_of_a_job():
-    # As many jobs over all models as there are cores, long stages cut twice as fine.
-    assert groups(1, a={}) == [[[13], [13]]]
-    assert groups(2, a={}) == [[[7, 6], [4, 3, 3, 3]]]
-    assert groups(2, a={}, b={}) == 2 * [[[13], [7, 6]]]
-    assert groups(2, a={}, b={}, c={}) == 3 * [[[13], [7, 6]]]
-    assert groups(64, a={}) == [[[], []]]  # alone, each
-    assert groups(2, tasks=1, a={}) == [[[], []]]
+    # As many jobs over all models as there are cores, long stages cut twice as fine. The first
+    # model's first task goes ahead, to states and what makes the first look, alone.
+    assert groups(1, a={}) == [[[12, 1], [13]]]
+    assert groups(2, a={}) == [[[6, 6, 1], [4, 3, 3, 3]]]
+    assert groups(2, a={}, b={}) == [[[12, 1], [7, 6]], [[13], [7, 6]]]
+    assert groups(2, a={}, b={}, c={}) == [[[12, 1], [7, 6]], *2 * [[[13], [7, 6]]]]
+    assert groups(64, a={}) == [[[1], []]]  # alone, each
+    assert groups(2, tasks=1, a={}) == groups(2, tasks=2, a={}) == [[[], []]]
     # A number is a number.
     assert groups(2, a={"tasks_per_job": 5}, b={}) == [[[5, 4, 4], [5, 4, 4]], [[13], [7, 6]]]
     assert groups(2, a={"tasks_per_job": 1}) == [[[], []]]

@@ -16,6 +16,7 @@ import warm
 from conftest import REPO, main
 from vecsweep import config
 from vecsweep.files import read_table
+from vecsweep.first_look import first_look
 from vecsweep.layout import SUMMARY, Cell
 from vecsweep.sweep import Sweep, note
 from vecsweep.tools.finding import finding
@@ -158,9 +159,13 @@ def test_finding_names_its_rows_and_its_page(swept, said):
     assert lines[0].startswith(f"No finding yet. {MODEL}, {TASK}: Too few test prompts (")
     assert lines[-1] == "Open results/report.html"
     (swept / "results" / "index.html").touch()
-    lines = said("finding", "--curves").splitlines()
-    assert lines[-1] == "Open results/index.html"
-    marks = [line.split()[1] for line in lines[1:3]]
+    assert said("finding").splitlines()[-1] == "Open results/index.html"
+
+
+def test_first_look(swept):
+    lines = first_look(swept / "results" / "stages" / MODEL / f"{TASK}.parquet")
+    assert lines[0].plain.startswith(f"{MODEL}, {TASK}: mean reciprocal rank after each layer, ")
+    marks = [line.plain.split()[1] for line in lines[1:]]
     assert [len(mark) for mark in marks] == [planted.LAYERS] * 2
     # The planted prompts say their argument, and from the planted layer on their answer.
     assert marks[0][:2] == "██" and marks[1][planted.LAYER :] == "██"

@@ -75,7 +75,8 @@ for model, by_stage in GROUPS.items():
                         f"logs/{place}.log",
                     benchmark:
                         f"results/benchmarks/{place}.tsv"
-                    priority: int(stage.long)
+                    # One alone goes ahead of all, for a first look.
+                    priority: 2 if len(members) == 1 else int(stage.long)
                     conda:
                         f"../../envs/{stage.environment}.yaml"
                     resources:

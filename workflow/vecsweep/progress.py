@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vecsweep import Problem
 from vecsweep.files import read_json
+from vecsweep.first_look import first_look
 from vecsweep.layout import STAGES
 from vecsweep.terminal import bar, console, duration, reasons, rough, tail
 
@@ -176,10 +177,11 @@ class Display:
         self.out, self.err = out or console(), err or console(stderr=True)
         self.live = None
         self.looked, self.shown = 0.0, None
-        self.closed = False
+        self.closed = self.seen = False
 
     def take(self, record: logging.LogRecord) -> None:
         """Show what a log record of Snakemake's changes."""
+        job = self.run.jobs.get(getattr(record, "job_id", -1))
         finished = self.run.take(record)
         event = str(getattr(record, "event", None) or "")
         if record.levelno == logging.WARNING and not event and not USUAL.match(record.getMessage()):
@@ -198,6 +200,11 @@ class Display:
         if finished and not self.out.is_terminal:
             line = self.run.lines[finished]
             self.say(f"{finished}: {line.total} of {line.total} in {duration(line.time())}")
+        if event == "job_finished" and job and job.stage == "stages" and not self.seen:
+            lines = first_look(Path(job.outputs[0]))
+            self.seen = bool(lines)
+            for text in lines:
+                self.out.print(text, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.out.print(text, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vecsweep import Problem, nearest, tasks
 from vecsweep.files import PACKAGE, read_json, write_json
+from vecsweep.first_look import STAGES_BEHIND
 from vecsweep.layout import (
     FIGURES,
     PAGE,
@@ -316,7 +317,9 @@ class Sweep:
 
         `auto` cuts a stage's tasks into as many jobs, over all models, as keep `cores` busy; on a
         cluster `fits` gives how many tasks of a stage and model one job takes. Only tasks that are
-        to run are grouped: what is finished is in no group, and does not run again.
+        to run are grouped: what is finished is in no group, and does not run again. On one machine
+        the first model's first task goes ahead alone, as a list of one, through the stages behind a
+        first look.
         """
         outdated = {(stage, cell.model, cell.task) for stage, cell in self._outdated}
         found: Groups = {model: {} for model in self.models}
@@ -337,9 +340,17 @@ class Sweep:
                 # Long ones twice as fine: no core waits for another's last one.
                 jobs = cores * (2 if stage.long and cores > 1 else 1)
                 count = jobs / busy if size == "auto" else len(names) / size
-                chunks = parted(names, math.ceil(count))
+                ahead = names[:1] if self._goes_ahead(stage, model, names, fits) else []
+                chunks = parted(names[len(ahead) :], math.ceil(count))
                 found[model][stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
+                found[model][stage.name] += [ahead] * bool(ahead)
         return found
+
+    def _goes_ahead(self, stage: Stage, model: str, names: list[str], fits) -> bool:
+        """Whether the first of a stage's tasks that are to run has a job of its own, before others."""
+        first = model == next(iter(self.models)) and names[:1] == [next(iter(self.config["tasks"]))]
+        whole = fits is None and self.config["models"][model]["tasks_per_job"] == "auto"
+        return first and whole and len(names) > 2 and stage.name in STAGES_BEHIND
 
     def drawn(self, figures: dict[str, dict], cores: int) -> list[list[str]]:
         """Lists of figures that one job draws together, of those that are to be drawn.

@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 
 from vecsweep import Problem, terminal
-from vecsweep.terminal import ANSWER, ARGUMENT
 
 PAGES = ("index.html", "report.html")
-LEVELS = "▁▂▃▄▅▆▇█"
 ONE = re.compile(r"(?<=\.) (?=Stronger than it:|Next to it:|Among all answers)")
 # An o-vector's sentence, and the numbers that it was made of.
 QUERY = """
@@ -24,21 +22,14 @@ JOIN strongest AS s ON (s.model, s.ovector_task, s.task, s.domain)
 WHERE c.claim = 'o-vector' AND c.domain = 'in'
 ORDER BY enough DESC, lifts DESC, beaten, e.rise_low DESC, c.model, c.task
 """
-CURVES = """
-SELECT target, layer, reciprocal_rank AS mean, prompts
-FROM curves
-WHERE (model, task, prompt_set, subset) = (?, ?, 'abstractive', 'correct')
-ORDER BY target, layer
-"""
 
 
 def arguments(parser):
     parser.add_argument("--results", type=Path, default=Path("results"), help="[results]")
-    parser.add_argument("--curves", action="store_true", help="argument and answer by layer, drawn")
 
 
 def run(args):
-    """Print the finding; with --curves the mean reciprocal rank by layer of its model and task."""
+    """Print the finding and where its page is."""
     import duckdb
 
     path = args.results / "summary.duckdb"
@@ -50,8 +41,6 @@ def run(args):
             answer = database.execute(QUERY)
             names = [column[0] for column in answer.description]
             rows = [dict(zip(names, row)) for row in answer.fetchall()]
-            if args.curves:
-                print_curves(console, database, rows)
     except duckdb.Error as error:
         raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
     for line in finding(rows):
@@ -88,24 +77,3 @@ def finding(rows: list[dict]) -> list[str]:
         f"{fair[0]['model']}, {fair[0]['task']}: {said[0]}",
         f"{rival} ({rows_named})",
     ]
-
-
-def print_curves(console, database, rows: list[dict]) -> None:
-    """Argument and answer by layer, of the finding's model and task: where the lines cross."""
-    if not rows:
-        return
-    from rich.text import Text
-
-    model, task = rows[0]["model"], rows[0]["task"]
-    means: dict[str, list[float]] = {}
-    rows_of = database.execute(CURVES, [model, task]).fetchall()
-    for target, _, mean, _ in rows_of:
-        means.setdefault(target, []).append(mean)
-    right = f"{rows_of[0][3]} prompts answered right" if rows_of else "no prompt answered right"
-    console.print(Text(f"{model}, {task}: mean reciprocal rank after each layer, {right}"))
-    for target, colour in (("argument", ARGUMENT), ("answer", ANSWER)):
-        found = means.get(target, [])
-        marks = "".join(LEVELS[min(int(mean * len(LEVELS)), len(LEVELS) - 1)] for mean in found)
-        line = Text(f"  {target:<9}").append(marks, colour)
-        peak = f"  {max(found):.2f} at layer {found.index(max(found))}" if found else ""
-        console.print(line.append(peak))

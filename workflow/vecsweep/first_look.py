@@ -1,0 +1,51 @@
+"""A run's first picture: argument and answer by layer in two lines of text, minutes before the figures."""
+
+from pathlib import Path
+
+from vecsweep.terminal import ANSWER, ARGUMENT
+
+# The stages behind it: on one machine the sweep's first task goes through them ahead of all others.
+STAGES_BEHIND = ("prompts", "states", "lens", "stages")
+LEVELS = "▁▂▃▄▅▆▇█"
+MEANS = """
+SELECT any_value(model), any_value(task), count(DISTINCT prompt_id),
+       avg(1 / (1 + argument_rank)), avg(1 / (1 + answer_rank))
+FROM read_parquet(?) AS l
+SEMI JOIN (
+    FROM read_parquet(?) WHERE prompt_set = 'abstractive' AND pattern <> 'incorrect'
+) AS s USING (prompt_set, prompt_id)
+WHERE site = 'resid_post'
+GROUP BY layer
+ORDER BY layer
+"""
+
+
+def first_look(stages: Path) -> list:
+    """Lines of rich text: mean reciprocal rank of argument and answer after each layer.
+
+    `stages` is a task's file of that stage, .../stages/MODEL/TASK.parquet; the lens files stand
+    beside. Of the abstractive prompts answered right (paper section 4); none if there are none.
+    """
+    import duckdb
+    from rich.text import Text
+
+    lens = stages.parents[2] / "lens" / stages.parent.name / stages.stem
+    with duckdb.connect() as connection:
+        found = connection.execute(MEANS, [[*map(str, lens.glob("*.parquet"))], str(stages)])
+        rows = found.fetchall()
+    if not rows:
+        return []
+    model, task, prompts = rows[0][:3]
+    lines = [
+        Text(
+            f"{model}, {task}: mean reciprocal rank after each layer, {prompts} prompts answered right"
+        )
+    ]
+    for target, colour, means in (
+        ("argument", ARGUMENT, [row[3] for row in rows]),
+        ("answer", ANSWER, [row[4] for row in rows]),
+    ):
+        marks = "".join(LEVELS[min(int(mean * len(LEVELS)), len(LEVELS) - 1)] for mean in means)
+        peak = f"  {max(means):.2f} at layer {means.index(max(means))}"
+        lines.append(Text(f"  {target:<9}").append(marks, colour).append(peak))
+    return lines
