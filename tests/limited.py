@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from vecsweep import Problem
 from vecsweep.engine import decoding, edits, forward, load
 from vecsweep.engine.edits import Edit
 from vecsweep.engine.readout import Readout
@@ -93,6 +94,29 @@ def test_halved_until_it_fits(case, kind, tmp_path):
     assert whole.keys() == found.keys() and len(whole) > 8
     for name, expected in whole.items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["states", "edits"])
+def test_a_shared_beginning_that_does_not_fit_is_said(case, tmp_path):
+    model, start = tiny.model("llama"), [5, 6] * 30_000
+    prompts = [[*start, 7], [*start, 8]]
+
+    def compute():
+        engine = load.engine_of(model, 10**6, "tiny")
+        try:
+            if case == "states":
+                forward.last_token_states(engine, [prompts])
+            else:
+                next(edits.clean_runs(engine, prompts, 1))
+        except Problem as problem:
+            return {"said": str(problem)}
+
+    found, said = in_child(compute, tmp_path, 32)
+    assert not said
+    assert found["said"] == (
+        "tiny: 60000 tokens at a time do not fit in memory, and are one prompt; "
+        "give the job more memory, or write shards: 2"
+    )
 
 
 def test_decoding_is_halved(tmp_path):
