@@ -56,7 +56,9 @@ def main(words):
         print(f"killed after {spent[-1]:.1f} CPU s", flush=True)
     spent.append(run(words, output)[0])
     more = sum(spent) - whole
-    print(f"with {KILLS} kills: {sum(spent):.1f} CPU s, {more / whole:.0%} more; the last {spent[-1]:.1f}")
+    print(
+        f"with {KILLS} kills: {sum(spent):.1f} CPU s, {more / whole:.0%} more; the last {spent[-1]:.1f}"
+    )
     print(f"beyond {KILLS} starts: {more - KILLS * start:.1f} CPU s")
     print("same bytes" if output.read_bytes() == table else "OTHER BYTES")
     return output.read_bytes() != table
