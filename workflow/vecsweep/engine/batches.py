@@ -44,11 +44,11 @@ def fitted(run: Callable[[], T]) -> T | None:
 
 
 def at_once(engine: "Engine", tokens: int, run: Callable[[], T]) -> T:
-    """What `run` gives of so many tokens of one prompt; Problem if there is not enough memory."""
+    """What `run` gives of so many tokens that cannot be cut; Problem if there is no memory for them."""
     found = fitted(run)
     if found is None:
         halve(engine, 1, tokens)
-        raise AssertionError("one prompt cannot be halved")
+        raise AssertionError("what cannot be cut was halved")
     return found
 
 
@@ -93,7 +93,7 @@ def halve(engine: "Engine", passes: int, tokens: int) -> None:
     alone = engine.sharding == "single"
     if passes <= 1:
         more = "shards: 2" if alone else "more shards"
-        raise Problem(f"{where}, and are one prompt; give the job more memory, or write {more}")
+        raise Problem(f"{where}, and cannot be cut; give the job more memory, or write {more}")
     if not alone:
         raise Problem(f"{where}; write batch_tokens: {smaller}, or more shards")
     engine.batch_tokens, engine.halved = smaller, True
