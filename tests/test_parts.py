@@ -123,10 +123,10 @@ def run(words, log, kill_at=None, parts_written=None):
     return SimpleNamespace(killed=os.WIFSIGNALED(status), seconds=used.ru_utime + used.ru_stime)
 
 
-def results(folder):
+def results(folder, stem="table"):
     """The bytes of all that a stage wrote, by name; a tensors file's header is in no fixed order."""
     found = {}
-    for path in folder.glob("table.*"):
+    for path in sorted(folder.glob(f"{stem}.*")):
         data = path.read_bytes()
         if path.suffix == ".safetensors":
             start = 8 + int.from_bytes(data[:8], "little")
@@ -247,22 +247,28 @@ def test_a_damaged_part_is_made_again(long, undisturbed, tmp_path, capsys, damag
     assert results(tmp_path) == undisturbed("interventions")[0]
 
 
-def test_a_task_that_was_finished_in_a_job_that_failed(long, undisturbed, tmp_path, capsys):
+@pytest.mark.parametrize("stage", ["interventions", "heads"])  # of one output, and of two
+def test_a_task_that_was_finished_in_a_job_that_failed(long, undisturbed, tmp_path, capsys, stage):
     """Before Snakemake tries a job again it removes what all tasks of it wrote."""
-    first, second = (long("interventions", tmp_path, f"{name}.parquet") for name in "ab")
-    prompts = tmp_path / "prompts.parquet"
+    expected = undisturbed(stage)[0]
+    first, second = (long(stage, tmp_path, f"{name}.parquet") for name in "ab")
+    prompts = tmp_path / "prompts"
     second[second.index("--prompts") + 1] = str(prompts)
     assert main([*first, "--and", *second]) == 1  # there are none yet
-    outputs = [tmp_path / f"{name}.parquet" for name in "ab"]
-    made = outputs[0].stat()
-    outputs[0].unlink()
+    outputs = [tmp_path / name.replace("table", "a") for name in expected]
+    made = [path.stat() for path in outputs]
+    for path in outputs:
+        path.unlink()
     prompts.write_bytes(open(first[first.index("--prompts") + 1], "rb").read())
     capsys.readouterr()
     assert main([*first, "--and", *second]) == 0
-    assert f"{outputs[0]} was finished before" in capsys.readouterr().err
-    assert outputs[0].stat().st_ino == made.st_ino
-    assert outputs[0].stat().st_mtime >= prompts.stat().st_mtime
-    assert [path.read_bytes() for path in outputs] == [
-        *undisturbed("interventions")[0].values()
-    ] * 2
-    assert {path.name for path in tmp_path.iterdir()} == {"a.parquet", "b.parquet", prompts.name}
+    lines = capsys.readouterr().err
+    for path, before in zip(outputs, made):
+        assert f"{path} was finished before" in lines
+        assert path.stat().st_ino == before.st_ino
+        assert path.stat().st_mtime >= prompts.stat().st_mtime
+    assert [*results(tmp_path, "a").values()] == [*results(tmp_path, "b").values()]
+    assert {
+        name.replace("a", "table", 1): data for name, data in results(tmp_path, "a").items()
+    } == expected
+    assert len([*tmp_path.iterdir()]) == 2 * len(expected) + 1
