@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import tiny
-from vecsweep.engine import decoding, edits, forward, load
+from vecsweep import Problem
+from vecsweep.engine import decoding, edits, forward, jacobian, load
 from vecsweep.engine.edits import Edit
 from vecsweep.engine.readout import Readout
 
@@ -67,13 +68,26 @@ def edited(kind, engine, last_only=False):
     return dict(sorted(found.items()))
 
 
+def rows_of_jacobians(kind, engine):
+    """Sums over prompts: the room is for their forward, and a few rows at a time."""
+    found = {}
+    for clean in list(edits.clean_runs(engine, PROMPTS[:600], 1, 2)):
+        for name, sums in zip(("J", "Js"), jacobian.jacobians(engine, clean, [0, 1])):
+            for layer, values in enumerate(sums):
+                for half, some in enumerate(values.split(16)):
+                    found[f"{name} {layer} {half}"] = some / len(clean.rows)
+    return found | {"prompts": torch.tensor(len(clean.rows))}
+
+
 CASES = {"states": states, "edits": edited, "last token": partial(edited, last_only=True)}
-ROOM = {"states": 32, "edits": 32, "last token": 56}
+CASES["jacobians"] = rows_of_jacobians
+ROOM = {"states": 32, "edits": 32, "last token": 56, "jacobians": 72}
 
 
 @pytest.mark.parametrize(
     "case, kind",
-    [("states", "gpt2"), ("edits", "bloom"), ("edits", "gemma3_text"), ("last token", "gpt2")],
+    [("states", "gpt2"), ("edits", "bloom"), ("edits", "gemma3_text"), ("last token", "gpt2")]
+    + [("jacobians", "gpt2")],
 )
 def test_halved_until_it_fits(case, kind, tmp_path):
     model = tiny.model(kind)
@@ -93,6 +107,29 @@ def test_halved_until_it_fits(case, kind, tmp_path):
     assert whole.keys() == found.keys() and len(whole) > 8
     for name, expected in whole.items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["states", "edits"])
+def test_a_shared_beginning_that_does_not_fit_is_said(case, tmp_path):
+    model, start = tiny.model("llama"), [5, 6] * 30_000
+    prompts = [[*start, 7], [*start, 8]]
+
+    def compute():
+        engine = load.engine_of(model, 10**6, "tiny")
+        try:
+            if case == "states":
+                forward.last_token_states(engine, [prompts])
+            else:
+                next(edits.clean_runs(engine, prompts, 1))
+        except Problem as problem:
+            return {"said": str(problem)}
+
+    found, said = in_child(compute, tmp_path, 32)
+    assert not said
+    assert found["said"] == (
+        "tiny: 60000 tokens at a time do not fit in memory, and cannot be cut; "
+        "give the job more memory, or write shards: 2"
+    )
 
 
 def test_decoding_is_halved(tmp_path):

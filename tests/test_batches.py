@@ -17,7 +17,7 @@ def test_in_a_process_of_its_own():
     """In one that has run other tests, what they left free would be room."""
     words = ["-m", "pytest", "-q", "-p", "no:xdist", str(Path(__file__).with_name("limited.py"))]
     done = subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
+    assert done.returncode == 0 and "8 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,14 @@ def test_never_below_one_prompt(tmp_path):
     engine = load.engine_of(tiny.model("gpt2"), 64, "tiny")
     batches.halve(engine, 2, 100)
     assert engine.batch_tokens == 32
-    with pytest.raises(Problem, match="tiny: 9 tokens .* are one prompt; give the job more memory"):
+    with pytest.raises(Problem, match="tiny: 9 tokens .* cannot be cut; give the job more memory"):
         batches.halve(engine, 1, 9)
     engine.sharding = "tensor"  # the others wait for this process: it cannot go on alone
     with pytest.raises(
         Problem, match="^tiny: 40 tokens .*; write batch_tokens: 16, or more shards$"
     ):
         batches.halve(engine, 4, 40)
+    with pytest.raises(
+        Problem, match="^tiny: 40 .*; give the job more memory, or write more shards$"
+    ):
+        batches.halve(engine, 1, 40)

@@ -1,5 +1,6 @@
 """Long stages go on where they were killed, and end with the same bytes."""
 
+import json
 import os
 import random
 import signal
@@ -11,16 +12,20 @@ from types import SimpleNamespace
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 
-from conftest import command, main
+import planted
+from conftest import HOW, command, main
 from test_interventions import SETTINGS, cell
+from test_swaps import chain
 from vecsweep.engine import parts, plans
 from vecsweep.files import read_table, write_table
 from vecsweep.finished import folder_of
-from vecsweep.layout import ROWS
+from vecsweep.layout import ROWS, STAGES
 from vecsweep.tasks.rows import kept_rows
 
 KILLS = {"interventions": 10, "selection": 3, "ablations": 3, "swaps": 3}
+KILLS |= {"heads": 3, "contenders": 3, "patching": 3, "relational": 3}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +43,34 @@ def long(tiny_model, tmp_path_factory):
         "selection": {"vectors": made.vectors, "settings": SETTINGS},
         "ablations": {"settings": {"max_prompts": 8, "seed": 0, "twins": True}},
         "swaps": {"stages": stages, "settings": {"prompts": 5, "seed": 0}},
+        "contenders": {"task": folder / "towns.yaml", "vectors": made.vectors}
+        | {
+            "settings": SETTINGS
+            | {"task": "towns", "task_vectors": True, "function_vectors": False}
+        },
     }
     shared = {"model": model.description, "readout": model.readout, "prompts": made.prompts}
+    shared |= {"tokenizer": model.tokenizer}
+    # The others are of a model that answers.
+    planted.save(folder / "weights", "gpt2", "lookup")
+    task = planted.write_task(folder / "tasks")
+    path = chain(folder / "results", "planted", folder / "weights", task, planted.LAYERS, prompts=2)
+    described = folder / "results" / "models" / "planted"
+    answering = {"model": described / "model.json", "readout": described / "readout.safetensors"}
+    answering |= {"prompts": path("prompts"), "tokenizer": described / "tokenizer.json"}
+    own |= {
+        "heads": answering | {"task": task, "settings": {"task": task.stem, "seed": 0}},
+        "patching": answering | {"stages": path("stages"), "settings": {"prompts": 12, "seed": 0}},
+        "relational": answering
+        | {"stages": path("stages"), "settings": {"train": 4, "layers": None, "seed": 0}},
+    }
 
     def words(stage, into, name="table.parquet", **changes):
         options = shared | {"batch_tokens": 90} | own[stage] | changes
-        return command(stage, **options, output=into / name)
+        options |= dict.fromkeys(("output", "table"), into / name)
+        options["vectors" if stage == "heads" else ""] = (into / name).with_suffix(".safetensors")
+        known = (*STAGES[stage].inputs, *STAGES[stage].outputs, *HOW, "settings", "task")
+        return command(stage, **{name: options[name] for name in options.keys() & {*known}})
 
     search = folder / "search.parquet"
     assert main(words("interventions", folder, search.name)) == 0
@@ -96,6 +123,18 @@ def run(words, log, kill_at=None, parts_written=None):
     return SimpleNamespace(killed=os.WIFSIGNALED(status), seconds=used.ru_utime + used.ru_stime)
 
 
+def results(folder, stem="table"):
+    """The bytes of all that a stage wrote, by name; a tensors file's header is in no fixed order."""
+    found = {}
+    for path in sorted(folder.glob(f"{stem}.*")):
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            start = 8 + int.from_bytes(data[:8], "little")
+            data = json.loads(data[8:start]), data[start:]
+        found[path.name] = data
+    return found
+
+
 @pytest.fixture(scope="module")
 def undisturbed(long, tmp_path_factory):
     """undisturbed(stage): its bytes without a kill, and the CPU seconds that they took."""
@@ -105,14 +144,14 @@ def undisturbed(long, tmp_path_factory):
         if stage not in found:
             folder = tmp_path_factory.mktemp(stage)
             seconds = run(long(stage, folder), folder / "log").seconds
-            found[stage] = (folder / "table.parquet").read_bytes(), seconds
+            found[stage] = results(folder), seconds
         return found[stage]
 
     return get
 
 
 def test_these_are_the_long_stages():
-    assert set(KILLS) <= {stage.name for stage in ROWS if stage.long}
+    assert set(KILLS) == {stage.name for stage in ROWS if stage.long}
 
 
 @pytest.mark.parametrize("stage", KILLS)
@@ -124,11 +163,12 @@ def test_killed_at_any_moment(long, undisturbed, tmp_path, stage):
         killed = run(words, log, draw.uniform(0.1, 0.7) * whole).killed
         kills += killed
         if not killed:  # it was done: the next ones begin anew
-            assert (tmp_path / "table.parquet").read_bytes() == expected
-            (tmp_path / "table.parquet").unlink()
+            assert results(tmp_path) == expected
+            for name in expected:
+                (tmp_path / name).unlink()
     run(long(stage, tmp_path), log)
-    assert (tmp_path / "table.parquet").read_bytes() == expected
-    assert {path.name for path in tmp_path.iterdir()} == {"log", "table.parquet"}
+    assert results(tmp_path) == expected and "table.parquet" in expected
+    assert {path.name for path in tmp_path.iterdir()} == {"log", *expected}
 
 
 def killed_after(long, stage, folder, count):
@@ -139,14 +179,17 @@ def killed_after(long, stage, folder, count):
     return found
 
 
-@pytest.mark.parametrize("stage", KILLS)
-def test_what_was_done_is_not_done_again(long, tmp_path, capsys, stage, monkeypatch):
-    killed_after(long, stage, tmp_path, 6)
+@pytest.mark.parametrize(  # relational: among its Jacobians, and behind them
+    "stage, count", [*((stage, 6) for stage in KILLS), ("relational", 130)]
+)
+def test_what_was_done_is_not_done_again(long, tmp_path, capsys, stage, count, monkeypatch):
+    killed_after(long, stage, tmp_path, count)
     passes = []
 
     def counted(own):
-        return lambda *args: passes.append(1) or own(*args)
+        return lambda *args, **named: passes.append(1) or own(*args, **named)
 
+    monkeypatch.setattr(torch.autograd, "grad", counted(torch.autograd.grad))
     monkeypatch.setattr(
         "vecsweep.engine.edits._resume", counted(plans.resume_all.__globals__["_resume"])
     )
@@ -201,23 +244,31 @@ def test_a_damaged_part_is_made_again(long, undisturbed, tmp_path, capsys, damag
     lines = [line for line in capsys.readouterr().err.splitlines() if str(path) in line]
     assert len(lines) == 1 and lines[0].startswith(f"{path} is damaged ")
     assert lines[0].endswith("its pieces are made again")
-    assert (tmp_path / "table.parquet").read_bytes() == undisturbed("interventions")[0]
+    assert results(tmp_path) == undisturbed("interventions")[0]
 
 
-def test_a_task_that_was_finished_in_a_job_that_failed(long, undisturbed, tmp_path, capsys):
+@pytest.mark.parametrize("stage", ["interventions", "heads"])  # of one output, and of two
+def test_a_task_that_was_finished_in_a_job_that_failed(long, undisturbed, tmp_path, capsys, stage):
     """Before Snakemake tries a job again it removes what all tasks of it wrote."""
-    first, second = (long("interventions", tmp_path, f"{name}.parquet") for name in "ab")
-    prompts = tmp_path / "prompts.parquet"
+    expected = undisturbed(stage)[0]
+    first, second = (long(stage, tmp_path, f"{name}.parquet") for name in "ab")
+    prompts = tmp_path / "prompts"
     second[second.index("--prompts") + 1] = str(prompts)
     assert main([*first, "--and", *second]) == 1  # there are none yet
-    outputs = [tmp_path / f"{name}.parquet" for name in "ab"]
-    made = outputs[0].stat()
-    outputs[0].unlink()
+    outputs = [tmp_path / name.replace("table", "a") for name in expected]
+    made = [path.stat() for path in outputs]
+    for path in outputs:
+        path.unlink()
     prompts.write_bytes(open(first[first.index("--prompts") + 1], "rb").read())
     capsys.readouterr()
     assert main([*first, "--and", *second]) == 0
-    assert f"{outputs[0]} was finished before" in capsys.readouterr().err
-    assert outputs[0].stat().st_ino == made.st_ino
-    assert outputs[0].stat().st_mtime >= prompts.stat().st_mtime
-    assert [path.read_bytes() for path in outputs] == [undisturbed("interventions")[0]] * 2
-    assert {path.name for path in tmp_path.iterdir()} == {"a.parquet", "b.parquet", prompts.name}
+    lines = capsys.readouterr().err
+    for path, before in zip(outputs, made):
+        assert f"{path} was finished before" in lines
+        assert path.stat().st_ino == before.st_ino
+        assert path.stat().st_mtime >= prompts.stat().st_mtime
+    assert [*results(tmp_path, "a").values()] == [*results(tmp_path, "b").values()]
+    assert {
+        name.replace("a", "table", 1): data for name, data in results(tmp_path, "a").items()
+    } == expected
+    assert len([*tmp_path.iterdir()]) == 2 * len(expected) + 1

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         left = [(words, job) for words, job in zip(cut, jobs) if job not in back]
         code = started(left) if left else 0
         for job in long if code == 0 else []:
-            finished.remove(job.output)
+            finished.remove(finished.table_of(job))
         return code
     except Problem as problem:
         print(f"vecsweep {first.command}: {problem}", file=sys.stderr)

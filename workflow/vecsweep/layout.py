@@ -61,7 +61,8 @@ class Stage:
     tasks: str = "tasks"
     runs_model: bool = False
     reads_task: bool = False  # its file, and the rows that it names
-    long: bool = False  # each task of a group adds its minutes; the others take seconds a task
+    # Each task of a group adds its minutes, and what is done is kept: others take seconds a task.
+    long: bool = False
     memory: tuple[int, int, int] = (2000, 0, 2000)
     minutes: tuple[int, int, int] = (20, 0, 20)
     environment: str = "engine"  # envs/NAME.yaml
@@ -72,11 +73,6 @@ class Stage:
         """The parts of a cell that tell its results apart: of model, task, layers."""
         pattern = "".join(self.outputs.values())
         return tuple(part for part in Cell._fields if f"{{{part}}}" in pattern)
-
-    @property
-    def keeps_parts(self) -> bool:
-        """Whether its jobs keep what they did: a long stage's, of a single output."""
-        return self.long and [*self.outputs] == ["output"]
 
     def paths(self, cell: Cell, results="results") -> dict[str, str]:
         """Option -> path of what a job writes."""

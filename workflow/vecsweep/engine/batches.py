@@ -43,6 +43,15 @@ def fitted(run: Callable[[], T]) -> T | None:
     return None
 
 
+def at_once(engine: "Engine", tokens: int, run: Callable[[], T]) -> T:
+    """What `run` gives of so many tokens that cannot be cut; Problem if there is no memory for them."""
+    found = fitted(run)
+    if found is None:
+        halve(engine, 1, tokens)
+        raise AssertionError("what cannot be cut was halved")
+    return found
+
+
 def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of prompts of one length each, at most `batch_tokens` tokens (or one prompt)."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
@@ -81,10 +90,12 @@ def halve(engine: "Engine", passes: int, tokens: int) -> None:
     """
     smaller = max(1, min(engine.batch_tokens, tokens) // 2)
     where = f"{engine.name}: {tokens} tokens at a time do not fit in memory"
-    if engine.sharding != "single":
-        raise Problem(f"{where}; write batch_tokens: {smaller}, or more shards")
+    alone = engine.sharding == "single"
     if passes <= 1:
-        raise Problem(f"{where}, and are one prompt; give the job more memory, or write shards: 2")
+        more = "shards: 2" if alone else "more shards"
+        raise Problem(f"{where}, and cannot be cut; give the job more memory, or write {more}")
+    if not alone:
+        raise Problem(f"{where}; write batch_tokens: {smaller}, or more shards")
     engine.batch_tokens, engine.halved = smaller, True
     print(
         f"{where}; goes on with {smaller}; batch_tokens: {smaller} in the config spares the attempt",

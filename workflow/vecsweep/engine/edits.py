@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache
 
 from vecsweep import Problem
-from vecsweep.engine.batches import fitted, halve, run_batches
+from vecsweep.engine.batches import at_once, fitted, halve, run_batches
 from vecsweep.engine.forward import (
     added,
     first,
@@ -285,7 +285,8 @@ def clean_runs(
     else:
         ids = torch.tensor([list(prompts[0][:prefix])], device=engine.device)
         with _recorded(engine) as prefix_calls:
-            cache = run_decoder(engine, ids, use_cache=True).past_key_values
+            begin = partial(run_decoder, engine, ids, use_cache=True)
+            cache = at_once(engine, prefix, begin).past_key_values
     rests = [list(p[prefix:]) for p in prompts]
 
     def run(rows: list[int]) -> CleanRun:

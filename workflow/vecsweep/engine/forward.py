@@ -9,13 +9,14 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from vecsweep.engine.batches import run_batches
+from vecsweep.engine.batches import at_once, run_batches
 from vecsweep.engine.load import Engine
 
 
@@ -156,7 +157,8 @@ def last_token_states(
         cache = None
         if prefix:
             ids = torch.tensor([list(prompts[0][:prefix])], device=engine.device)
-            cache = run_decoder(engine, ids, use_cache=True).past_key_values
+            begin = partial(run_decoder, engine, ids, use_cache=True)
+            cache = at_once(engine, prefix, begin).past_key_values
             progress(0, prefix)
         rests = [list(p[prefix:]) for p in prompts]
 

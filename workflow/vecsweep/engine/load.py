@@ -128,7 +128,7 @@ def load(
         else:
             sharded.start()
             weights = (
-                slices.opened(ready, description, sharding, shards, sharded.process())
+                slices.opened(ready, description, sharding, shards, sharded.process(), True)
                 if ready
                 else sharded.checked(config, folder)
             )

@@ -1,14 +1,16 @@
 """What a long stage did so far: after a kill the next run goes on from there, with the same numbers.
 
-Pieces of work (see `plans.decoded`) lie in files beside the output, see `vecsweep.finished`. Two
-kinds: `states`, the last block's, that are not decoded yet; `ranks`, which take their place. Names
-begin with a key of all that made them; files of another key are removed.
+Pieces of work (see `plans.decoded`) lie in files beside the output, see `vecsweep.finished`. They are
+`states`, the last block's, that are not decoded yet, or what a stage makes of a piece: `ranks`, which
+take the place of states, `numbers`, `jacobians`. Names begin with a key of all that made them; files
+of another key are removed.
 """
 
 import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +18,16 @@ import torch
 from vecsweep import Problem
 from vecsweep.engine.sharded import gathered
 from vecsweep.files import Tensors, provenance, write_tensors
-from vecsweep.finished import folder_of, key_of
+from vecsweep.finished import folder_of, key_of, table_of
 
 SECONDS = 1.0  # of work, at least, between two parts
 SHARE = 0.01  # of the time, at most, that writing them takes
-KINDS = {"ranks": ("rank", "top", "among"), "states": ("states",)}  # the tensors in a part
+KINDS = {  # the tensors in a part
+    "ranks": ("rank", "top", "among"),
+    "states": ("states",),
+    "numbers": ("numbers",),
+    "jacobians": ("gradients", "products"),
+}
 
 
 class Parts:
@@ -32,9 +39,9 @@ class Parts:
 
     def __init__(self, folder: Path | None = None, key: str = "", leader: bool = True):
         self._folder, self._leader = folder, leader
-        self._ranks: dict[str, tuple] = {}
+        self._found: dict[str, tuple] = {}
         self._states: dict[str, torch.Tensor] = {}
-        self._new: list[tuple[str, tuple]] = []  # decoded, and not written yet
+        self._new: dict[str, list[tuple]] = {}  # kind -> (name, found), not written yet
         self._undecoded: dict[Path, set[str]] = {}  # files of states, and the pieces in them
         self._section = self._count = 0
         self._due = time.monotonic() + SECONDS
@@ -43,12 +50,12 @@ class Parts:
         self._name = f"{key}-{host}"
         if folder and leader:
             self._read(folder)
-        self.done = frozenset([*self._ranks, *self._states])
+        self.done = frozenset([*self._found, *self._states])
 
     @classmethod
     def of(cls, args, engine) -> "Parts":
-        """Those of a stage's output."""
-        found = cls(folder_of(args.output), key_of(args), engine.leader)
+        """Those of a stage's command."""
+        found = cls(folder_of(table_of(args)), key_of(args), engine.leader)
         if engine.sharding != "single":
             found.done = gathered(found.done)[0]
         return found
@@ -63,7 +70,8 @@ class Parts:
             self._count = 1 + int(path.stem.split("-")[-1])
             try:
                 file = Tensors(path, "its pieces are made again")
-                columns = [file[name] for name in KINDS[file.metadata["kind"]]]
+                kind = file.metadata["kind"]
+                columns = [file[name] for name in KINDS[kind]]
             except Problem as problem:
                 print(problem, file=sys.stderr)
                 path.unlink()
@@ -72,16 +80,16 @@ class Parts:
             for name, size in pieces:
                 cut = tuple(column[start : start + size] for column in columns)
                 start += size
-                if len(columns) == 1:
+                if kind == "states":
                     self._states[name] = cut[0]
                 else:
-                    self._ranks[name] = cut
-            if len(columns) == 1:
+                    self._found[name] = cut
+            if kind == "states":
                 self._undecoded[path] = {name for name, _ in pieces}
         if others:
             print(f"{folder}: {others} parts of other settings or inputs removed", file=sys.stderr)
-        if self._ranks or self._states:
-            pieces = self._ranks.keys() | self._states.keys()
+        if self._found or self._states:
+            pieces = self._found.keys() | self._states.keys()
             print(f"goes on after {len(pieces)} finished pieces", file=sys.stderr)
 
     def section(self) -> str:
@@ -89,28 +97,37 @@ class Parts:
         self._section += 1
         return f"{self._section} "
 
-    def ranks(self, name: str) -> tuple | None:
-        """(ranks, top tokens, log probabilities) of a piece; None unless it was decoded."""
-        return self._ranks.pop(name, None)
+    def found(self, name: str) -> tuple | None:
+        """What was kept of a piece; None if nothing was, or its states alone."""
+        return self._found.pop(name, None)
 
     def states(self, name: str) -> torch.Tensor:
         """The states [n, d_model] of a piece that was run and not decoded."""
         return self._states.pop(name)
 
-    def keep(self, name: str, found: tuple) -> None:
-        """Note what was decoded of a piece: (ranks, top tokens, log probabilities)."""
+    def keep(self, name: str, found: tuple, kind: str = "ranks") -> None:
+        """Note what was found of a piece: tensors [n, ...] as KINDS names them."""
         if self._folder and self._leader:
-            self._new.append((name, found))
+            self._new.setdefault(kind, []).append((name, found))
 
-    def write(self, waiting: list[tuple]) -> bool:
+    def once(self, name: str, make: Callable[[], tuple], kind: str) -> tuple:
+        """What was kept of a piece; else what `make` gives, which is kept."""
+        found = self.found(name)
+        if found is None:
+            found = make()
+            self.keep(name, found, kind)
+            self.write()
+        return found
+
+    def write(self, waiting: Sequence[tuple] = ()) -> bool:
         """Write what is new, if it is time; whether it was. `waiting`: (name, states), not decoded."""
         if not self._folder or not self._leader or time.monotonic() < self._due:
             return False
         start = time.monotonic()
-        if self._new:
-            pieces = [(name, len(found[0])) for name, found in self._new]
-            self._write("ranks", pieces, zip(*(found for _, found in self._new)))
-            self._new = []
+        while self._new:
+            kind, new = self._new.popitem()
+            pieces = [(name, len(found[0])) for name, found in new]
+            self._write(kind, pieces, zip(*(found for _, found in new)))
             written = {name for name, _ in pieces}
             for path, names in list(self._undecoded.items()):
                 names -= written

@@ -216,7 +216,7 @@ def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | N
         if readout is None:
             continue
         if name in parts.done:
-            before = parts.ranks(name)
+            before = parts.found(name)
             if before is not None:
                 if waiting:  # in their order
                     yield from flush()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vecsweep import Problem
-from vecsweep.files import Tensors
+from vecsweep.files import Tensors, header_crc32, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +40,47 @@ def notes(description: dict, sharding: str, shards: int, process: int) -> dict[s
     return {key: str(value) for key, value in values.items()}
 
 
-def opened(folder: Path, description: dict, sharding: str, shards: int, process: int) -> Tensors:
-    """The opened file of a process; Problem unless it is whole and of this model, cut like this."""
+def near(path: Path) -> Path:
+    """A copy of a file in the node's own folder that VECSWEEP_SCRATCH names; without one the file.
+
+    Made once: one process copies, the others wait. Its name holds the checksum of the header, and the
+    header those of the tensors, which who reads them checks. Where there can be no copy that is said,
+    and the file is read where it is.
+    """
+    scratch = os.environ.get("VECSWEEP_SCRATCH")
+    if not scratch:
+        return path
+    folder = Path(scratch) / f"vecsweep-{os.getuid()}"
+    copy = folder / f"{header_crc32(path)}-{path.name}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise Problem(f"{folder} is another user's")
+        with open(f"{copy}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not copy.exists() or copy.stat().st_size != path.stat().st_size:
+                with replacing(copy) as temporary:
+                    shutil.copyfile(path, temporary)
+                print(f"{path} copied to {folder}", file=sys.stderr)
+        return copy
+    except (OSError, Problem) as error:
+        reason = (
+            error if isinstance(error, Problem) else f"{folder}: {os.strerror(error.errno or 0)}"
+        )
+        print(f"{reason}; {path} is read where it is", file=sys.stderr)
+        return path
+
+
+def opened(
+    folder: Path, description: dict, sharding: str, shards: int, process: int, copied: bool = False
+) -> Tensors:
+    """The opened file of a process; Problem unless it is whole and of this model, cut like this.
+
+    `copied`: the copy in the node's own folder, if there is one, see `near`.
+    """
     path, cure = file_of(folder, process), f"delete {folder} and run again"
+    if copied and (copy := near(path)) != path:
+        path, cure = copy, f"delete {copy} and run again"
     file = Tensors(path, cure)
     found = file.metadata
     for key, needed in notes(description, sharding, shards, process).items():

@@ -7,6 +7,7 @@ stands in its place in a prompt whose demonstrations have each other's answers (
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from vecsweep.engine.edits import CleanRun, Edit, clean_runs, resume_all
 from vecsweep.engine.families import output_weight
 from vecsweep.engine.forward import first, hooks
 from vecsweep.engine.load import Engine
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 
@@ -129,43 +131,73 @@ def answer_tokens(rows: list[dict]) -> torch.Tensor:
 
 
 def indirect_effects(
-    engine: Engine, readout, rows: list[dict], means: torch.Tensor, progress=lambda *done: None
+    engine: Engine,
+    readout,
+    rows: list[dict],
+    means: torch.Tensor,
+    progress=lambda *done: None,
+    parts: Parts | None = None,
 ):
     """What each head's mean output adds to the answer's probability in prompts with shuffled answers.
 
     `rows` share their demonstrations. (effects [prompts, layers, heads], the answer's probability
     without [prompts]). Every head of a prompt is a copy of its last token, run from its layer up.
+    What `parts` hold already is not run again.
     """
+    parts = parts or Parts()
+    section = parts.section()
     tokens = answer_tokens(rows)
     layers = range(len(engine.blocks))
+    heads = engine.model.config.num_attention_heads
+
+    def name(number, layer):
+        return f"{section}{number} {layer}"
+
+    def done(number, start, edit):
+        return name(number, start + edit) in parts.done
+
+    def all_done(numbers):
+        return all(
+            name(number, layer) in parts.done for number in numbers for layer in (None, *layers)
+        )
 
     def pieces():
         with _projected(engine) as seen:
             # As many variants as tokens: a prompt by itself, whose updates are its own.
             runs = clean_runs(
-                engine, [row["shuffled_ids"] for row in rows], engine.batch_tokens, last_only=True
+                engine,
+                [row["shuffled_ids"] for row in rows],
+                engine.batch_tokens,
+                last_only=True,
+                done=all_done,
             )
             for clean in runs:
                 (number,) = clean.rows
                 targets = target_tokens([rows[number]])
-                yield clean.last, targets, (number, None)
+                repeated = [tokens.repeat(heads, 1) for tokens in targets]
+                yield clean.last, targets, (number, None), name(number, None)
+                if all_done(clean.rows):
+                    for layer in layers:
+                        yield None, repeated, (number, layer), name(number, layer)
+                    progress(1, 0)
+                    continue
                 own = {key: value[0] for key, value in seen.items()}
                 edits = [
                     Edit({i: _updates(engine, i, own, means[i])}, "replace", "last", "attention")
                     for i in layers
                 ]
-                heads = edits[0].variants
                 size = CACHED * engine.batch_tokens // (heads * len(rows[number]["shuffled_ids"]))
                 for start in range(0, len(edits), max(1, size)):
                     some = edits[start : start + max(1, size)]
-                    for layer, after in enumerate(resume_all(engine, clean, some), start):
-                        repeated = [tokens.repeat(heads, 1) for tokens in targets]
-                        yield after.flatten(0, 1), repeated, (number, layer)
+                    resumed = resume_all(engine, clean, some, partial(done, number, start))
+                    for layer, after in enumerate(resumed, start):
+                        state = None if after is None else after.flatten(0, 1)
+                        yield state, repeated, (number, layer), name(number, layer)
                 progress(1, heads * len(edits))
 
     before = torch.zeros(len(rows))
-    after = torch.zeros(len(rows), len(layers), engine.model.config.num_attention_heads)
-    for (number, layer), _, _, among in decoded(readout, pieces(), tokens):
+    after = torch.zeros(len(rows), len(layers), heads)
+    for (number, layer), _, _, among in decoded(readout, pieces(), tokens, parts):
         place = torch.searchsorted(tokens, rows[number]["answer_tokens"][0])
         if layer is None:
             before[number] = among[0, place].exp()

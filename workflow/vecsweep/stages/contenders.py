@@ -5,6 +5,7 @@ job of their own: what the config adds to them runs no o-vector again.
 """
 
 from vecsweep import tables, tasks
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import label, run_plans
 from vecsweep.engine.running import how_it_ran, load_engine
 from vecsweep.engine.sharded import gathered
@@ -40,8 +41,8 @@ def run(args):
             for vector in METHODS[name].search(material, layer)
         ]
         plans = state_plans(vectors, settings, description["layers"])
-        answers = all_answers(own)
-        outcomes = run_plans(engine, readout, dev, plans, answers, report=True)
+        answers, parts = all_answers(own), Parts.of(args, engine)
+        outcomes = run_plans(engine, readout, dev, plans, answers, True, parts)
         label(outcomes, description["model"], settings["task"], "dev")
         best = best_settings(outcomes)  # of the process that decodes: all take the same
         best = gathered(best)[0] if args.shards > 1 else best
@@ -53,7 +54,7 @@ def run(args):
             place = at["start_layer"], at["end_layer"], at["mode"], [at["scale"]]
             plans += plan(chosen, settings, *place)
         for domain, rows, answers in tests:
-            found = run_plans(engine, readout, rows, plans, answers, report=True)
+            found = run_plans(engine, readout, rows, plans, answers, True, parts)
             label(found, description["model"], settings["task"], "test", domain)
             outcomes += found
         if not engine.leader:

@@ -5,6 +5,7 @@ import sys
 import torch
 
 from vecsweep import tables, tasks
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
 from vecsweep.files import once, write_tensors
 from vecsweep.layout import STAGES
@@ -30,7 +31,8 @@ def run(args):
         if not engine.leader:
             return
         if not why:
-            rows, vector = measured(engine, readout, sets, args.settings["task"])
+            parts = Parts.of(args, engine)
+            rows, vector = measured(engine, readout, sets, args.settings["task"], parts)
             notes |= how_it_ran(args, engine)
             why = None if rows else "no prompt with demonstrations is answered correctly"
         for row in rows:
@@ -41,7 +43,7 @@ def run(args):
     tables.write("heads", rows, args.table, notes)
 
 
-def measured(engine, readout, sets: list[list[dict]], task: str):
+def measured(engine, readout, sets: list[list[dict]], task: str, parts: Parts | None = None):
     """(rows of table `heads` but for the model, function vector [d_model]); ([], empty) if none."""
     means, scales, right, shown = heads.mean_outputs(engine, readout, sets)
     if not right:
@@ -49,7 +51,7 @@ def measured(engine, readout, sets: list[list[dict]], task: str):
     chosen_prompts = heads.measured_in(right)
     progress = progress_line(sum(map(len, chosen_prompts)))
     found = [
-        heads.indirect_effects(engine, readout, [rows[i] for i in numbers], means, progress)
+        heads.indirect_effects(engine, readout, [rows[i] for i in numbers], means, progress, parts)
         for rows, numbers in zip(sets, chosen_prompts)
         if numbers
     ]

@@ -8,11 +8,13 @@ how much of the source's answer comes along.
 
 import itertools
 import random
+from functools import partial
 
 import torch
 
 from vecsweep import tables
 from vecsweep.engine.edits import PARTS, Edit, clean_runs, given_by, resume_all
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
 from vecsweep.files import read_table
@@ -30,7 +32,7 @@ def run(args):
     outcomes, notes = [], {"step_version": STAGES["patching"].version}
     if pairs:
         engine, readout, description = load_engine(args, rows[0]["token_ids"])
-        outcomes = patch(engine, readout, rows, ends, pairs)
+        outcomes = patch(engine, readout, rows, ends, pairs, Parts.of(args, engine))
         if not engine.leader:
             return
         for outcome in outcomes:
@@ -61,14 +63,17 @@ def paired(rows: list[dict], ends: list[int], count: int, seed: int) -> list[tup
 
 
 @torch.inference_mode()
-def patch(engine, readout, rows: list[dict], ends: list[int], pairs: list) -> list[dict]:
+def patch(
+    engine, readout, rows: list[dict], ends: list[int], pairs: list, parts: Parts | None = None
+) -> list[dict]:
     """An outcome for each prompt of a pair as target, its partner as source, layer, part and token.
 
     `difference` is logit(source's answer) - logit(target's answer) at the end, `restored` where it
     lies between the target's own run (0) and the source's (1). A prompt's answer is the
-    best of its own at the end of its own run: the top token, where it is answered correctly. Empty
-    in processes that do not decode.
+    best of its own at the end of its own run: the top token, where it is answered correctly. What
+    `parts` hold already is not run again. Empty in processes that do not decode.
     """
+    parts = parts or Parts()
     source = dict(pair for a, b in pairs for pair in ((a, b), (b, a)))
     outcomes: list[dict] = []
     tokens = {"last": dict.fromkeys(source, 1), "argument": {i: ends[i] for i in source}}
@@ -79,7 +84,7 @@ def patch(engine, readout, rows: list[dict], ends: list[int], pairs: list) -> li
             runs = list(clean_runs(engine, [rows[i]["token_ids"] for i in mine], TOGETHER, place))
             partner = torch.tensor([mine.index(source[i]) for i in mine])
             answers = target_tokens([rows[i] for i in mine])[1]
-            found = restored(engine, readout, runs, answers, partner, place, progress)
+            found = restored(engine, readout, runs, answers, partner, place, progress, parts)
             for (number, layer, part), values in found:
                 outcomes.append(
                     {
@@ -95,7 +100,7 @@ def patch(engine, readout, rows: list[dict], ends: list[int], pairs: list) -> li
     return outcomes
 
 
-def restored(engine, readout, runs: list, answers, partner, place: int, progress):
+def restored(engine, readout, runs: list, answers, partner, place: int, progress, parts: Parts):
     """Yield ((prompt, layer, part), its numbers) of clean runs, patched at the n-th token from the end.
 
     `answers` [prompts, k] are the tokens of each prompt's answers, padded with -1; `partner`
@@ -108,6 +113,14 @@ def restored(engine, readout, runs: list, answers, partner, place: int, progress
         asked = torch.stack([own[partner], own], 1)
         before = minus(readout, last, asked)
         ends = -before[partner]  # the same two logits in the source's run
+    section = parts.section()
+
+    def done(names, edit):
+        return names[edit] in parts.done
+
+    def patched(after, numbers):
+        return (minus(readout, after[0], asked[numbers]).cpu(),)
+
     for clean in runs:
         mine = torch.tensor(clean.rows)
         edits = {
@@ -121,18 +134,21 @@ def restored(engine, readout, runs: list, answers, partner, place: int, progress
                 range(len(engine.blocks)), PARTS.items()
             )
         }
-        for key, after in zip(edits, resume_all(engine, clean, list(edits.values()))):
+        names = [f"{section}{clean.rows} {layer} {part}" for layer, part in edits]
+        resumed = resume_all(engine, clean, list(edits.values()), partial(done, names))
+        for name, key, after in zip(names, edits, resumed):
             if readout is None:
                 continue
-            now = minus(readout, after[0], asked[mine])
+            (now,) = parts.once(name, partial(patched, after, mine), "numbers")
+            now = now.to(before)
             shares = (now - before[mine]) / (ends[mine] - before[mine])
             columns = zip(
                 clean.rows,
                 *(values.tolist() for values in (now, before[mine], ends[mine], shares)),
             )
-            names = ("difference", "target_difference", "source_difference", "restored")
+            columns_of = ("difference", "target_difference", "source_difference", "restored")
             for number, *values in columns:
-                yield (number, *key), dict(zip(names, values))
+                yield (number, *key), dict(zip(columns_of, values))
         progress(len(clean.rows), len(clean.rows) * place * len(edits))
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from vecsweep import tables
 from vecsweep.engine.edits import CleanRun, Edit, clean_runs, given_by, resume_all
 from vecsweep.engine.jacobian import jacobians
+from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import decoded
 from vecsweep.engine.readout import target_tokens
 from vecsweep.engine.running import how_it_ran, load_engine
@@ -68,7 +70,8 @@ def run(args):
     if all(splits.values()):
         engine, readout, description = load_engine(args, rows[0]["token_ids"])
         layers = spread(args.settings["layers"], len(engine.blocks) - 1)
-        outcomes = relate(engine, readout, splits, ends, layers, args.settings["seed"])
+        seed, parts = args.settings["seed"], Parts.of(args, engine)
+        outcomes = relate(engine, readout, splits, ends, layers, seed, parts)
         for outcome in outcomes:
             outcome |= {"model": description["model"], "task": rows[0]["task"]}
         notes |= how_it_ran(args, engine)
@@ -81,18 +84,21 @@ def spread(count: int | None, layers: int) -> list[int]:
     return sorted({round(i * (layers - 1) / max(1, count - 1)) for i in range(count)})
 
 
-def relate(engine, readout, splits: dict, ends: dict, layers: list[int], seed: int) -> list[dict]:
+def relate(
+    engine, readout, splits: dict, ends: dict, layers: list[int], seed: int, parts: Parts
+) -> list[dict]:
     """Outcomes of all methods: every setting on dev, the best of each method and measure on test.
 
     `splits` has the rows of train, dev and test, `ends` where their arguments end (prompt_id ->
-    tokens from the end). A prompt's answer is the one that the model gives itself.
+    tokens from the end). A prompt's answer is the one that the model gives itself. Jacobians and
+    ranks that `parts` hold already are not made again.
     """
     states = {name: states_of(engine, rows, ends, layers) for name, rows in splits.items()}
     own = {
         name: readout.best(found.objects, target_tokens(found.rows)[1])
         for name, found in states.items()
     }
-    maps = fitted(engine, states["train"], layers)
+    maps = fitted(engine, states["train"], layers, parts)
     inverted = {key: torch.linalg.svd(W) for key, (W, _) in maps.items() if W is not None}
     tried = {
         "faithfulness": [
@@ -116,10 +122,10 @@ def relate(engine, readout, splits: dict, ends: dict, layers: list[int], seed: i
             if split == "test":
                 tried[measure] = best(tried[measure], outcomes, measure)
             if measure == "faithfulness":
-                pieces = read(found, maps, tried[measure], answers)
+                pieces = read(found, maps, tried[measure], answers, parts)
             else:
-                pieces = edited(engine, found, inverted, tried[measure], answers, partner)
-            for (setting, numbers), ranks, _, _ in decoded(readout, pieces):
+                pieces = edited(engine, found, inverted, tried[measure], answers, partner, parts)
+            for (setting, numbers), ranks, _, _ in decoded(readout, pieces, parts=parts):
                 for number, (_, rank) in zip(numbers, ranks):
                     other = partner[number] if measure == "causality" else None
                     asked = answers[number if other is None else other]
@@ -156,7 +162,7 @@ def states_of(engine, rows: list[dict], ends: dict, layers: list[int]) -> States
     return States(rows, groups, whole, torch.cat(objects)[back])
 
 
-def fitted(engine, train: States, layers: list[int]) -> Maps:
+def fitted(engine, train: States, layers: list[int], parts: Parts) -> Maps:
     """(method, layer) -> (W, b) of o = W s + b, from train prompts; a W of None is the identity.
 
     `lre`: the mean Jacobian, and the mean of o - J s (their equation 4). `regression`: the least
@@ -167,7 +173,8 @@ def fitted(engine, train: States, layers: list[int]) -> Maps:
     products = torch.zeros(len(layers), size, device=train.objects.device)
     runs = [clean for _, runs in train.groups for clean in runs]
     for number, clean in enumerate(runs):
-        found = jacobians(engine, clean, layers, announced(len(runs) if not number else 0, count))
+        progress = announced(len(runs) if not number else 0, count)
+        found = jacobians(engine, clean, layers, progress, parts)
         weights += found[0] / count
         products += found[1] / count
     end, maps = train.objects.mean(0), Maps()
@@ -236,24 +243,32 @@ def best(tried: list[Setting], outcomes: list[dict], measure: str) -> list[Setti
     ]
 
 
-def read(found: States, maps: Maps, settings: list[Setting], answers) -> Iterator:
+def read(found: States, maps: Maps, settings: list[Setting], answers, parts: Parts) -> Iterator:
     """Pieces to decode: beta W s + b of every prompt, whose own answer is asked for."""
+    section = parts.section()
     for setting in settings:
         weight, bias = maps[setting.method, setting.layer]
         states = found.subjects[setting.layer]
         states = (setting.beta or 1) * (states if weight is None else states @ weight.T) + bias
         asked = answers[:, None].cpu()
-        yield states, (asked, asked), (setting, range(len(states)))
+        yield states, (asked, asked), (setting, range(len(states))), f"{section}{setting}"
 
 
 # What is edited: s + d with d = pinv(W) (o' - o); `substitution` puts the other's s in itself.
 CAUSAL = ("lre", "regression", "identity", "substitution")
 
 
-def edited(engine, found: States, inverted, settings: list[Setting], answers, partner) -> Iterator:
+def edited(
+    engine, found: States, inverted, settings: list[Setting], answers, partner, parts: Parts
+) -> Iterator:
     """Pieces to decode: ends of runs with s edited, of prompts that have a partner's answer to give."""
     other = torch.tensor([i if j is None else j for i, j in enumerate(partner)])
     towards = found.objects[other] - found.objects
+    section = parts.section()
+
+    def done(names, edit):
+        return names[edit] in parts.done
+
     for mine, runs in found.groups:
         for clean in runs:
             places = [mine[row] for row in clean.rows]
@@ -272,7 +287,10 @@ def edited(engine, found: States, inverted, settings: list[Setting], answers, pa
                 edits.append(Edit(vectors, "add", clean.last_only, "block"))
             able = [i for i, place in enumerate(places) if partner[place] is not None]
             asked = answers[other][places][able][:, None].cpu()
-            for setting, after in zip(settings, resume_all(engine, clean, edits)):
-                numbers = [places[i] for i in able]
+            numbers = [places[i] for i in able]
+            names = [f"{section}{numbers} {setting}" for setting in settings]
+            resumed = resume_all(engine, clean, edits, partial(done, names))
+            for name, setting, after in zip(names, settings, resumed):
                 if able:
-                    yield after[0][able], (asked, asked), (setting, numbers)
+                    ends = None if after is None else after[0][able]
+                    yield ends, (asked, asked), (setting, numbers), name

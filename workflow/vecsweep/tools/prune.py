@@ -63,15 +63,15 @@ def stale(sweep: Sweep) -> list[Path]:
         in_folder = (r"slice-\d+.safetensors", ".snakemake_timestamp")
         made += [f"{{model}}/{name}" for name in in_folder if stage.name == "preshard"]
         # Parts of long stages are folders; of a result that is there they are leftovers.
-        made += [str(folder_of(Path(name))) for name in stage.outputs.values() if stage.keeps_parts]
+        made += [str(folder_of(Path(name))) for name in stage.outputs.values() if stage.long]
         measured, told = ["/".join(parts) + ".tsv"], ["/".join(parts[:2]) + ".json"]
         found += stale_below(results / stage.name, made, wanted, noted)
         found += stale_below(results / "benchmarks" / stage.name, measured, wanted, noted)
         # Settings are one file for all blocks of a task.
         cells = {cell[:2] for cell in wanted}
         found += stale_below(settings, told, cells, noted)
-        for cell in sweep.cells(stage) if stage.keeps_parts else []:
-            output = Path(sweep.outputs(stage, cell)["output"])
+        for cell in sweep.cells(stage) if stage.long else []:
+            output = Path([*sweep.outputs(stage, cell).values()][-1])
             found += [folder_of(output)] if output.exists() and folder_of(output).exists() else []
     return found
 
