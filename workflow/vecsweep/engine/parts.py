@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ class Parts:
         self._found: dict[str, tuple] = {}
         self._states: dict[str, torch.Tensor] = {}
         self._new: dict[str, list[tuple]] = {}  # kind -> (name, found), not written yet
+        self._waiting: dict[str, torch.Tensor] = {}  # states, not decoded and not written yet
         self._undecoded: dict[Path, set[str]] = {}  # files of states, and the pieces in them
         self._section = self._count = 0
         self._due = time.monotonic() + SECONDS
@@ -97,6 +98,14 @@ class Parts:
         self._section += 1
         return f"{self._section} "
 
+    def has(self, name: str) -> bool:
+        """Whether a piece is done. Asked before each pass, so what is due is written then.
+
+        A pass gives many pieces at once: what a kill costs is the pass that runs, not the one before.
+        """
+        self.write()
+        return name in self.done
+
     def found(self, name: str) -> tuple | None:
         """What was kept of a piece; None if nothing was, or its states alone."""
         return self._found.pop(name, None)
@@ -108,7 +117,13 @@ class Parts:
     def keep(self, name: str, found: tuple, kind: str = "ranks") -> None:
         """Note what was found of a piece: tensors [n, ...] as KINDS names them."""
         if self._folder and self._leader:
+            self._waiting.pop(name, None)
             self._new.setdefault(kind, []).append((name, found))
+
+    def wait(self, name: str, states: torch.Tensor) -> None:
+        """Note the states [n, d_model] of a piece that is to be decoded."""
+        if self._folder and self._leader:
+            self._waiting[name] = states
 
     def once(self, name: str, make: Callable[[], tuple], kind: str) -> tuple:
         """What was kept of a piece; else what `make` gives, which is kept."""
@@ -119,10 +134,10 @@ class Parts:
             self.write()
         return found
 
-    def write(self, waiting: Sequence[tuple] = ()) -> bool:
-        """Write what is new, if it is time; whether it was. `waiting`: (name, states), not decoded."""
+    def write(self) -> None:
+        """Write what is new, if it is time."""
         if not self._folder or not self._leader or time.monotonic() < self._due:
-            return False
+            return
         start = time.monotonic()
         while self._new:
             kind, new = self._new.popitem()
@@ -134,13 +149,14 @@ class Parts:
                 if not names:  # what takes their place is on the disk
                     path.unlink(missing_ok=True)
                     del self._undecoded[path]
-        if waiting:
-            pieces = [(name, len(states)) for name, states in waiting]
-            path = self._write("states", pieces, [[states.cpu() for _, states in waiting]])
+        if self._waiting:
+            pieces = [(name, len(states)) for name, states in self._waiting.items()]
+            columns = [[states.cpu() for states in self._waiting.values()]]
+            path = self._write("states", pieces, columns)
             self._undecoded[path] = {name for name, _ in pieces}
+            self._waiting = {}
         took = time.monotonic() - start
         self._due = time.monotonic() + max(SECONDS, took / SHARE)
-        return True
 
     def _write(self, kind: str, pieces: list[tuple], columns) -> Path:
         assert self._folder

@@ -77,7 +77,7 @@ def run_plans(
         return f"{section}{numbers} {plan}"
 
     def done(numbers, plan):
-        return name(numbers, plan) in parts.done
+        return parts.has(name(numbers, plan))
 
     def all_done(numbers):
         return all(done(numbers, plan) for plan in (None, *range(len(plans))))
@@ -210,7 +210,6 @@ def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | N
         waiting.clear()
 
     waiting: list[tuple] = []
-    written = 0  # of the waiting pieces, those whose states are in a part
     for states, targets, tag, *named in pieces:
         name = named[0] if named else None
         if readout is None:
@@ -220,17 +219,15 @@ def decoded(readout, pieces, among: torch.Tensor | None = None, parts: Parts | N
             if before is not None:
                 if waiting:  # in their order
                     yield from flush()
-                    written = 0
                 yield tag, before[0].tolist(), before[1].tolist(), before[2]
                 continue
             states = parts.states(name).to(readout.weight.device)
-            written = len(waiting) + 1
+        elif name:
+            parts.wait(name, states)
         waiting.append((name, states, targets, tag))
         if sum(len(states) for _, states, _, _ in waiting) >= DECODED_TOGETHER:
             yield from flush()
-            written = 0
-        if parts.write([(name, states) for name, states, _, _ in waiting[written:] if name]):
-            written = len(waiting)
+        parts.write()
     if waiting:
         yield from flush()
 

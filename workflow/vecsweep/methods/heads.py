@@ -154,11 +154,11 @@ def indirect_effects(
         return f"{section}{number} {layer}"
 
     def done(number, start, edit):
-        return name(number, start + edit) in parts.done
+        return parts.has(name(number, start + edit))
 
     def all_done(numbers):
         return all(
-            name(number, layer) in parts.done for number in numbers for layer in (None, *layers)
+            parts.has(name(number, layer)) for number in numbers for layer in (None, *layers)
         )
 
     def pieces():

@@ -87,7 +87,7 @@ def ablate(
     steps = list(itertools.product(kinds, range(STEPS + 1)))
 
     def finished(some, numbers):
-        return all(f"{numbers} {' '.join(kind)} {step}" in parts.done for kind, step in some)
+        return all(parts.has(f"{numbers} {' '.join(kind)} {step}") for kind, step in some)
 
     def removed_already(numbers, edit):
         return finished(list(uses.values())[edit], numbers)

@@ -116,7 +116,7 @@ def restored(engine, readout, runs: list, answers, partner, place: int, progress
     section = parts.section()
 
     def done(names, edit):
-        return names[edit] in parts.done
+        return parts.has(names[edit])
 
     def patched(after, numbers):
         return (minus(readout, after[0], asked[numbers]).cpu(),)

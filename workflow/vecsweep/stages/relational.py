@@ -267,7 +267,7 @@ def edited(
     section = parts.section()
 
     def done(names, edit):
-        return names[edit] in parts.done
+        return parts.has(names[edit])
 
     for mine, runs in found.groups:
         for clean in runs:

@@ -91,7 +91,7 @@ def exchange(engine, readout, rows: list[dict], parts: Parts | None = None) -> l
     progress = progress_line(len(rows), engine.leader)
 
     def done(names, edit):
-        return names[edit] in parts.done
+        return parts.has(names[edit])
 
     def pieces():
         for clean in runs:
