@@ -33,7 +33,7 @@ def relational(connection):
         found = {row["measure"]: row["prompts"] for row in rows}
         counts[cell] = tuple(found.get(measure, 0) for measure in MEASURES)
     figure, panels = sheet(
-        connection, counts, "n = {} and {}", "too few prompts to fit", tasks, left=1.6
+        connection, counts, "n = {} and {}", "nothing was fitted", tasks, left=1.6
     )
     axes = figure.axes[0]
     axes.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1), ylim=(len(MAPS) - 0.4, -0.6))
