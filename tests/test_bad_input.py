@@ -482,6 +482,8 @@ def nan(tensor):
 MODELS = [
     ("encoder-decoder", spoilt(told(is_encoder_decoder=True)), "is an encoder-decoder"),
     ("masked", spoilt(told(architectures=["BertForMaskedLM"])), "BertForMaskedLM does not say"),
+    ("packed", spoilt(told(quantization_config={"quant_method": "mxfp4"})), "are packed (mxfp4)"),
+    ("pictures", spoilt(told(model_type="llama4", text_config={}, vision_config={})), "'llama4' reads pictures too"),
     ("no-model-type", spoilt(told(model_type=None)), "has no model_type"),
     ("layers", spoilt(told(num_hidden_layers=2)), "write layers: 2"),
     ("rows", spoilt(told(vocab_size=600)), "config.json says vocab_size: 600"),

@@ -151,6 +151,21 @@ def test_the_readme_names_the_task_vector_that_beats_them_all():
     assert f"a function vector to {other:.2f}" in readme()
 
 
+def test_the_linear_maps_table_is_the_measured_one():
+    rows = measured("relational").set_index(["task", "measure", "method"])
+    text = (REPO / "docs" / "methods.md").read_text()
+    for task in rows.index.unique("task"):
+        cells = []
+        for measure in ("faithfulness", "causality"):
+            here = rows.loc[task, measure]
+            own, plainer = here.loc["lre"], here.drop(["lre", "substitution"], errors="ignore")
+            cells.append(f"{own.share:.2f} ({own.low:.2f} to {own.high:.2f})")
+            cells.append(f"{plainer.share.max():.2f}")
+            assert own.share > plainer.share.max()
+        assert f"| {task} | {own.prompts} | {' | '.join(cells)} | {own.chance:.2f} |" in text
+        assert here.loc["substitution"].share == 1
+
+
 def test_the_readme_table_is_the_measured_one():
     methods, verdicts = measured("methods"), measured("swap_verdicts")
     methods = methods[(methods.model == MODEL) & (methods.domain == "in")]

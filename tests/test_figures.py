@@ -74,6 +74,9 @@ def make_database(
             write(files, folder, "swaps", pa.Table.from_pylist(rows, tables.schema("swaps")))
             rows = [*patching_rows(rng, model, task)]
             write(files, folder, "patching", pa.Table.from_pylist(rows, tables.schema("patching")))
+            rows = [*relational_rows(rng, model, task)]
+            table = pa.Table.from_pylist(rows, tables.schema("relational"))
+            write(files, folder, "relational", table)
             rows = [*ovector_rows(model, task)]
             write(files, folder, "ovectors", pa.Table.from_pylist(rows, tables.schema("ovectors")))
             rows = [*head_rows(rng, model, task)]
@@ -342,6 +345,29 @@ def patching_rows(rng, model, task):
             }
 
 
+def relational_rows(rng, model, task):
+    """Rows of stage relational: the maps that are fitted are faithful, the Jacobian's is causal."""
+    methods = ("lre", "regression", "translation", "identity", "substitution")
+    for measure, method in itertools.product(("faithfulness", "causality"), methods):
+        if (measure, method) == ("faithfulness", "substitution"):
+            continue
+        causal = measure == "causality"
+        often = 0.7 if method in ("lre", "substitution") else 0.5 if method == "regression" else 0.1
+        for split, prompt in itertools.product(("dev", "test"), range(EXCHANGED)):
+            rank = 0 if rng.random() < often else 3
+            yield {"model": model, "task": task, "split": split, "measure": measure} | {
+                "method": method,
+                "layer": 5,
+                "beta": None if causal else 2.0,
+                "rank": 3 if causal and method in ("lre", "regression") else None,
+                "prompt_id": prompt + EXCHANGED * (split == "test"),
+                "other_id": prompt ^ 1 if causal else None,
+                "asked_rank": rank,
+                "success": rank == 0,
+                "chance": 0.1,
+            }
+
+
 def applied(prompt):
     """The function layer of a prompt that exchanges, and the sublayer that applies it."""
     site = "attention" if prompt == EXCHANGED - 1 else "ffn"
@@ -504,6 +530,7 @@ def test_axes_and_legend_are_labelled(name, models, tasks, drawn):
         "swaps": ["Share of the pairs", "Capitals: FFN", "reading", "fact", "update dropped"],
         "tuned": [*rank, "tuned lens", "plain lens", "n = 11 of 12"],
         "attribution": ["logit(answer)", "Depth, (layer + 1) / layers", "FFN", "n = 11 of 12"],
+        "relational": ["Share of the test prompts", "n = 12 and 12", "LRE", "identity", "chance"],
         "patching": ["answer restored", "n = 12 pairs", "argument's last token", "95 % band"],
     }
     for label in needed[name]:
@@ -543,6 +570,7 @@ def test_without_a_correct_prompt(name, drawn):
         "swaps": "no prompts exchanged anything",
         "heads": "no task's function vectors were asked for, or none could be made",
         "patching": "no prompts were patched",
+        "relational": "no relation was fitted",
     }
     for name_of in (
         *("interventions", "intervention_example", "start_layers", "methods", "others_answers"),
@@ -572,6 +600,7 @@ def test_parallel_blocks(name, drawn):
     ("swaps", "no prompts exchanged anything"),
     ("heads", "no task's function vectors were asked for, or none could be made"),
     ("patching", "no prompts were patched"),
+    ("relational", "no relation was fitted"),
     ("tuned", "no task is listed under tuned: tasks"),
 ])  # fmt: skip
 def test_a_sweep_without_interventions_says_so(name, said, drawn):

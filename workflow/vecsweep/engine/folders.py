@@ -150,6 +150,16 @@ def _check_kind(about, path, content):
             f"{about}: {path}: with use_bidirectional_attention tokens are told from those after them "
             "too; give a causal model, whose prompts can share a beginning"
         )
+    if isinstance(rounded := content.get("quantization_config"), dict):
+        raise Problem(
+            f"{about}: {path}: its weights are packed ({rounded.get('quant_method', 'no name')}); give "
+            "whole ones, as transformers' save_pretrained writes them after loading with dequantize=True"
+        )
+    if "text_config" in content and "vision_config" in content and family not in FAMILIES:
+        raise Problem(
+            f"{about}: {path}: '{family}' reads pictures too; give its language model, saved as a causal "
+            "LM of its own"
+        )
     if classes and all(one.endswith(NOT_CAUSAL) for one in classes):
         raise Problem(
             f"{about}: {path}: {', '.join(classes)} does not say the next token; give a causal LM"

@@ -44,6 +44,7 @@ FIGURES = {
     "ablation_twins": Figure("ablations", 2, "Other ways of removal", "Ablations"),
     "swaps": Figure("swaps", 2, "Function or fact: updates exchanged", "Ablations"),
     "patching": Figure("patching", 1, "States and updates from another prompt", "Ablations"),
+    "relational": Figure("relational", 1, "The relation as one linear map", "Ablations"),
 }
 
 
