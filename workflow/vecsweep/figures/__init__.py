@@ -33,8 +33,8 @@ FIGURES = {
         "examples", 2, "One prompt, from every start layer", "o-vectors"
     ),
     "start_layers": Figure("interventions", 3, "Source layer and start layer", "o-vectors"),
-    "methods": Figure("methods", 3, "Every method at its best", "o-vectors"),
-    "others_answers": Figure("methods", 3, "The own answer among the others'", "o-vectors"),
+    "methods": Figure("methods", 4, "Every method at its best", "o-vectors"),
+    "others_answers": Figure("methods", 4, "The own answer among the others'", "o-vectors"),
     "methods_by_layer": Figure("methods", 3, "Methods from every start layer", "o-vectors"),
     "heads": Figure("heads", 1, "Attention heads that carry the task", "o-vectors"),
     "parts": Figure("methods", 3, "Parts of an o-vector", "o-vectors"),

@@ -66,7 +66,14 @@ def methods(connection):
 
     text = "Mean reciprocal rank of the answer after, in-domain test prompts"
     lines = {"reciprocal_rank_before": ("before", "--")}
-    key = line_key("differs from the o-vector (Holm)", "none", "black", marker="$*$", markersize=5)
+    key = line_key(
+        "differs from the o-vector (Holm)",
+        "none",
+        "black",
+        marker="$*$",
+        markersize=5,
+        markeredgewidth=0,
+    )
     return compared(connection, "reciprocal_rank_after", text, lines, star, [key])
 
 
@@ -109,15 +116,17 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
         for column, (_, style) in lines.items():
             panel.axvline(cells[cell][0][column], linestyle=style, zorder=1, **thin)
         if "o-vector" not in rows:  # a contender needs no donor
-            place = panel.get_yaxis_transform()
+            # In the places of the o-vector and of the mean, which are not there either.
+            at = {"xy": (0.5, 0.5), "xycoords": panel.get_yaxis_transform()}
             look = {
-                "ha": "right",
+                "ha": "center",
                 "va": "center",
                 "style": "italic",
                 "color": GREY,
                 "fontsize": 6.5,
             }
-            panel.text(0.98, 0, NO_VECTOR, transform=place, backgroundcolor="white", **look)
+            under = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            panel.annotate(NO_VECTOR.replace("gave ", "gave\n"), **at, bbox=under, **look)
         for y, name in enumerate(shown):
             if name in rows:
                 row, colour = rows[name], METHODS[name][1][0]
