@@ -185,34 +185,6 @@ def test_packaged_models(tmp_path):
         check_all({"m": packaged("gemma3-270m")}, ["m"])
 
 
-@pytest.mark.real
-def test_a_real_instruct_model_reads_its_own_tokens(real_model, tmp_path):
-    import json
-
-    description = json.loads(real_model.description.read_text())
-    folder = real_model.description.parent / description["weights"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.chat_template is None:
-        pytest.skip("a base model")
-    task = tasks.load(REPO / "workflow" / "vecsweep" / "tasks" / "capitals.yaml")
-    settings = {"demonstrations": 1, "seed": 0, "max_prompts": 3}
-    reader = prompts.Reader.of(real_model.description, folder.parent / "tokenizer.json")
-    rows = prompts.build(task, reader.tokenizer, settings, chat=Chat("m", folder))
-    row = next(row for row in rows if row["dropped"] is None)
-    turns = chat.question_turns(
-        task, pair(task, row), [pair(task, row, "demonstrations")], 0, False
-    )
-    assert row["token_ids"] == tokenizer.apply_chat_template(
-        chat.messages(turns), add_generation_prompt=True, return_dict=False
-    )
-    first = tokenizer.decode(row["answer_tokens"][0])
-    assert first and row["answer"].startswith(first)  # without the space of plain prompts
-
-
-def pair(task, row, key="argument"):
-    return next(one for one in task.rows if one["argument"] == row[key])
-
-
 def test_no_prompts_in_common():
     models = {name: model | {"chat": name == "here"} for name, model in SMALL["models"].items()}
     said = problem(SMALL | {"models": models, "prompts": {"common": True}})
