@@ -151,19 +151,93 @@ def test_the_readme_names_the_task_vector_that_beats_them_all():
     assert f"a function vector to {other:.2f}" in readme()
 
 
+MODELS = {"gemma3-270m": "Gemma", "smollm2-135m-instruct": "SmolLM2"}
+SHOWN = ("o-vector", "mean", "difference", "task vector", "function vector")
+
+
+def methods_page() -> str:
+    return " ".join((REPO / "docs" / "methods.md").read_text().split())
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def test_the_methods_stand_side_by_side_as_measured():
+    rows = measured("rivals").set_index(["model", "task", "method"])
+    text, names = methods_page(), {"difference": "difference of means", "neurons_10": "ten largest"}
+    largest, surely, cells = 0, 0, rows.index.droplevel("method").unique()
+    assert len(cells) == 8
+    for model, task in cells:
+        here = rows.loc[model, task]
+        shown = [
+            with_interval(*here.loc[name].filter(like="reciprocal_rank_after"))
+            if name in here.index
+            else "none"
+            for name in SHOWN
+        ]
+        best = here.loc[here.reciprocal_rank_after.idxmax()]
+        front = f"| {MODELS[model]} | {task} | {best.reciprocal_rank_before:.2f} | "
+        line = f"{front}{' | '.join(shown)} | {names.get(best.name, best.name)}"
+        assert line in text
+        said = text[text.index(line) :].split("|")[9]
+        assert f", {best.reciprocal_rank_after:.2f}" in said
+        assert ("p = " in said) == ("o-vector" in here.index)
+        assert "p = " not in said or f"p = {best.p_holm:.3f}" in said
+        largest += best.name == "task vector"
+        own = here.loc["task vector"]
+        surely += own.difference > 0 and own.p_holm < 0.05
+    assert (largest, surely) == (5, 3)
+    assert "the largest in five of the eight, and surely above the o-vector in three of" in text
+
+
 def test_the_linear_maps_table_is_the_measured_one():
-    rows = measured("relational").set_index(["task", "measure", "method"])
-    text = (REPO / "docs" / "methods.md").read_text()
-    for task in rows.index.unique("task"):
-        cells = []
-        for measure in ("faithfulness", "causality"):
-            here = rows.loc[task, measure]
+    rows = measured("relational").set_index(["model", "task", "measure", "method"])
+    text, alike = methods_page(), []
+    for model, task in rows.index.droplevel(["measure", "method"]).unique():
+        line = [MODELS[model], task]
+        for measure, said in (("faithfulness", "faithful"), ("causality", "causal")):
+            if (model, task, measure) not in rows.index:
+                line += ["none", "none"]
+                continue
+            here = rows.loc[model, task, measure]
             own, plainer = here.loc["lre"], here.drop(["lre", "substitution"], errors="ignore")
-            cells.append(f"{own.share:.2f} ({own.low:.2f} to {own.high:.2f})")
-            cells.append(f"{plainer.share.max():.2f}")
-            assert own.share > plainer.share.max()
-        assert f"| {task} | {own.prompts} | {' | '.join(cells)} | {own.chance:.2f} |" in text
-        assert here.loc["substitution"].share == 1
+            line[2:2] = [f"{own.prompts:.0f}"] if len(line) == 2 else []
+            line += [with_interval(own.share, own.low, own.high), f"{plainer.share.max():.2f}"]
+            none_causal = (model, task, said) == ("gemma3-270m", "past_tense", "causal")
+            assert (own.share > plainer.share.max()) != none_causal
+            if own.low <= plainer.high.max():
+                alike.append(f"{MODELS[model]} {task} {said}")
+        assert f"| {' | '.join(line)} |" in text
+    assert {*text.split("(the intervals overlap): ")[1].split(". ")[0].split(", ")} == {*alike}
+
+
+def test_patching_and_the_tuned_lens_are_as_measured():
+    text = methods_page()
+    rows = measured("patching").set_index(["model", "task", "sublayer", "position"])
+    for model, task in rows.index.droplevel(["sublayer", "position"]).unique():
+        here = rows.loc[model, task]
+        cells = [
+            f"{with_interval(row.restored, row.low, row.high)}, layer {row.layer:.0f}"
+            for row in map(
+                here.loc.__getitem__, [("attention", "last"), ("ffn", "last"), ("ffn", "argument")]
+            )
+        ]
+        pairs = here.loc["ffn", "argument"].pairs
+        assert f"| {MODELS[model]} | {task} | {pairs:.0f} | {' | '.join(cells)} |" in text
+    last = rows.xs("last", level="position")
+    layers = last.xs("attention", level="sublayer").groupby("model").layer.nunique()
+    assert (
+        layers == 1
+    ).all() and f"(at most {last.xs('ffn', level='sublayer').restored.max():.2f})" in text
+    tuned = measured("tuned").set_index(["lens", "model", "task"])
+    for (model, task), row in tuned.loc["tuned"].iterrows():
+        plain = tuned.loc["plain", model, task]
+        cells = [f"{r.argument_peak:.2f}, layer {r.argument_peak_layer:.0f}" for r in (plain, row)]
+        front = f"| {MODELS[model]} | {task} | {plain.prompts:.0f} | {' | '.join(cells)} | "
+        assert f"{front}{plain.uncrossed:.0%} / {row.uncrossed:.0%} |" in text
+    assert tuned.loc["tuned"].uncrossed.min() >= 0.79
+    assert tuned.loc["plain", "gemma3-270m"].uncrossed.max() < 0.05
 
 
 def test_the_readme_table_is_the_measured_one():
