@@ -70,9 +70,8 @@ def methods(connection):
         "differs from the o-vector (Holm)",
         "none",
         "black",
-        marker="$*$",
+        marker=(6, 2, 0),
         markersize=5,
-        markeredgewidth=0,
     )
     return compared(connection, "reciprocal_rank_after", text, lines, star, [key])
 
