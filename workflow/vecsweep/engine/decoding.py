@@ -20,8 +20,8 @@ from vecsweep.engine.batches import fitted
 from vecsweep.engine.products import rounding
 from vecsweep.engine.readout import Readout
 
-# A block of 256 states x 2048 tokens: its logits stay in a core's cache.
-ROWS, CHUNK = 256, 2048
+# A block of 256 states x 1024 tokens: its logits stay in a core's cache.
+ROWS, CHUNK = 256, 1024
 # One shared direction for so many states; the bfloat16 product is of what these do not explain.
 EACH_DIRECTION = 8
 # Fewer states, or tokens, are over before the weight is in bfloat16.
