@@ -4,7 +4,7 @@ States and lens are measured against TransformerLens, nnsight and nnterp, each i
 under --peers, against plain torch hooks, and against each token's forward once and the float32
 product with the LM head alone (the floor); with five demonstrations against the bare forward of
 all tokens; interventions and ablations against a whole forward for each start layer or step. With
-all threads, against ours with one. Where there is a GPU, a random Llama 2 7B in bfloat16 there.
+all threads, also ours with one. Where there is a GPU, a random Llama 2 7B in bfloat16 there.
 All variants must give the same ranks but for rounding, each runs at its best of a few batches,
 and the medians of rounds count.
 
@@ -62,7 +62,7 @@ def run(args):
                 if not torch.cuda.is_available():
                     raise Problem("llama2-7b is measured on a GPU, and there is none")
                 subject = variants.shaped(name, Path(place), "cuda")
-                measure(args, subject, every, every)
+                measure(args, subject, every)
             else:
                 shape = name in variants.SHAPES
                 subject = (
@@ -71,12 +71,12 @@ def run(args):
                     else variants.swept(args.results, name)
                 )
                 for threads in sorted({1, every}):
-                    measure(args, subject, threads, 1)
+                    measure(args, subject, threads)
     report.draw(folder)
 
 
-def measure(args, subject, threads: int, own: int) -> None:
-    """Measure a model's rows on `threads` threads, ours on `own`, and write them."""
+def measure(args, subject, threads: int) -> None:
+    """Measure a model's rows on `threads` threads, and write them."""
     from vecsweep.files import provenance, write_json
     from vecsweep.tasks.rows import CAPTURED
     from vecsweep.tools import bench_variants as variants
@@ -101,9 +101,9 @@ def measure(args, subject, threads: int, own: int) -> None:
     print(f"{subject.name}, {dtype}, {place}, {threads} thread(s)", flush=True)
 
     def row(name, prompts, others: dict, run_ours) -> dict:
-        found = {"vecsweep": (own, variants.timed(run_ours, engine))}
-        if own != threads:
-            found["vecsweep, all threads"] = (threads, found["vecsweep"][1])
+        found = {"vecsweep": (threads, variants.timed(run_ours, engine))}
+        if device == "cpu" and threads != 1:
+            found["vecsweep, 1 thread"] = (1, found["vecsweep"][1])
         found |= {other: (threads, call) for other, call in others.items()}
         return {
             "name": name,
@@ -128,7 +128,7 @@ def measure(args, subject, threads: int, own: int) -> None:
     finally:
         for peer in peers.values():
             peer.close()
-    if threads == own == 1 and subject.name not in variants.SHAPES:
+    if threads == 1 and subject.name not in variants.SHAPES:
         five = subject.rows(("abstractive",), 5, args.pairs)
         novel = subject.rows(("novel",), 1, args.pairs)[: max(1, args.pairs // 8)]
         both = subject.rows(CAPTURED, 1, max(1, args.pairs // 4))

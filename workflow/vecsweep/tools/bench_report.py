@@ -9,6 +9,7 @@ MEASURED = Path("docs") / "measured" / "bench.json"
 README = Path("README.md")
 MARKS = ("<!-- from docs/measured/bench.json: vecsweep bench --readme -->", "<!-- end of bench -->")
 COLUMNS = ("TransformerLens", "nnsight", "nnterp", "plain hooks", "whole forwards", "floor")
+COLUMNS += ("vecsweep, 1 thread",)
 # Two variants that are never in one row share a column.
 WHOLE = ("bare forward", "full forwards")
 
@@ -26,7 +27,7 @@ def title(content: dict) -> str:
     if content["device"] == "cuda":
         return f"{content['model']}, {content['host']}, {content['dtype']}"
     count = content["threads"]
-    return f"{content['model']}, {'1 thread' if count == 1 else f'{count} threads against 1'}"
+    return f"{content['model']}, {count} thread{'s' * (count > 1)}"
 
 
 def table(results: dict) -> str:
@@ -88,7 +89,7 @@ def chart(results: dict):
 
     from vecsweep.figures.drawing import ANSWER, APPLIED, GREY, NEUTRAL, OCHRE
 
-    colours = dict.fromkeys(COLUMNS[:3], ANSWER) | {"vecsweep, all threads": APPLIED}
+    colours = dict.fromkeys(COLUMNS[:3], ANSWER) | {"vecsweep, 1 thread": APPLIED}
     colours |= {"plain hooks": GREY, "floor": OCHRE}
     rows = [(title(content), row) for content in results.values() for row in content["rows"]]
     heights = [len(row["variants"]) for _, row in rows]
