@@ -24,7 +24,7 @@ import tiny
 import warm
 from conftest import REPO, command, describe, main
 from vecsweep import Problem
-from vecsweep.engine import slices
+from vecsweep.engine import signs, slices
 from vecsweep.engine.families import tensor_parallel
 from vecsweep.engine.sources import checksums
 from vecsweep.files import Tensors, read_json, read_table, write_json, write_table, write_tensors
@@ -403,6 +403,9 @@ def test_a_stopped_process_is_named_with_all_stacks(bloom, tmp_path, monkeypatch
     def stop(line, children):
         if "the processes hold" in line:
             (process,) = [c for c in children if c.environ().get("RANK") == "1"]
+            sign = Path(process.environ()[signs.FOLDER]) / f"1.{process.pid}"
+            while "engine/forward.py" not in sign.read_text():  # still loading, or proving
+                time.sleep(0.05)
             process.suspend()
             stopped.append(time.monotonic())
         lines.append(line)
