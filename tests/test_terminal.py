@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_first_look(swept):
     assert [len(mark) for mark in marks] == [planted.LAYERS] * 2
     # The planted prompts say their argument, and from the planted layer on their answer.
     assert marks[0][:2] == "██" and marks[1][planted.LAYER :] == "██"
+
+
+def test_no_first_look_at_a_damaged_file(swept, tmp_path):
+    for stage in ("lens", "stages"):
+        shutil.copytree(swept / "results" / stage, tmp_path / stage)
+    stages = tmp_path / "stages" / MODEL / f"{TASK}.parquet"
+    assert first_look(stages)
+    for path in (stages, next((tmp_path / "lens").rglob("*.parquet"))):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        assert first_look(stages) == []
+        path.write_bytes(whole)
+    assert first_look(stages)
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
+from vecsweep import Problem, tables
 from vecsweep.terminal import ANSWER, ARGUMENT
 
-# The stages behind it: on one machine the sweep's first task goes through them ahead of all others.
-STAGES_BEHIND = ("prompts", "states", "lens", "stages")
+LENS = ("model", "task", "prompt_set", "prompt_id", "layer", "site", "argument_rank", "answer_rank")
+STAGE = ("prompt_set", "prompt_id", "pattern")
 LEVELS = "▁▂▃▄▅▆▇█"
 MEANS = """
 SELECT any_value(model), any_value(task), count(DISTINCT prompt_id),
        avg(1 / (1 + argument_rank)), avg(1 / (1 + answer_rank))
-FROM read_parquet(?) AS l
+FROM lens
 SEMI JOIN (
-    FROM read_parquet(?) WHERE prompt_set = 'abstractive' AND pattern <> 'incorrect'
-) AS s USING (prompt_set, prompt_id)
+    FROM stages WHERE prompt_set = 'abstractive' AND pattern <> 'incorrect'
+) AS own USING (prompt_set, prompt_id)
 WHERE site = 'resid_post'
 GROUP BY layer
 ORDER BY layer
@@ -24,15 +25,24 @@ def first_look(stages: Path) -> list:
     """Lines of rich text: mean reciprocal rank of argument and answer after each layer.
 
     `stages` is a task's file of that stage, .../stages/MODEL/TASK.parquet; the lens files stand
-    beside. Of the abstractive prompts answered right (paper section 4); none if there are none.
+    beside. Of the abstractive prompts answered right (paper section 4); none if there are none, or
+    if a file is damaged, which the summary says.
     """
     import duckdb
+    import pyarrow as pa
     from rich.text import Text
 
-    lens = stages.parents[2] / "lens" / stages.parent.name / stages.stem
+    blocks = sorted(
+        (stages.parents[2] / "lens" / stages.parent.name / stages.stem).glob("*.parquet")
+    )
+    try:
+        lens = pa.concat_tables([tables.read("lens", path, [*LENS]) for path in blocks])
+        right = tables.read("stages", stages, [*STAGE])
+    except Problem:
+        return []
     with duckdb.connect() as connection:
-        found = connection.execute(MEANS, [[*map(str, lens.glob("*.parquet"))], str(stages)])
-        rows = found.fetchall()
+        connection.register("lens", lens).register("stages", right)
+        rows = connection.execute(MEANS).fetchall()
     if not rows:
         return []
     model, task, prompts = rows[0][:3]

@@ -382,6 +382,8 @@ PAGE = Stage(
     environment="tables",
 )
 STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES, PAGE)}
+# Behind a run's first look: on one machine the sweep's first task goes through them ahead of all.
+FIRST_LOOK = ("prompts", "states", "lens", "stages")
 # Stages whose results no other one reads.
 ENDS = [
     stage

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from vecsweep import Problem
 from vecsweep.files import read_json
-from vecsweep.first_look import first_look
 from vecsweep.layout import STAGES
 from vecsweep.terminal import bar, console, duration, reasons, rough, tail
 
@@ -201,6 +200,8 @@ class Display:
             line = self.run.lines[finished]
             self.say(f"{finished}: {line.total} of {line.total} in {duration(line.time())}")
         if event == "job_finished" and job and job.stage == "stages" and not self.seen:
+            from vecsweep.first_look import first_look  # pyarrow and duckdb: not at every start
+
             lines = first_look(Path(job.outputs[0]))
             self.seen = bool(lines)
             for text in lines:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vecsweep import Problem, nearest, tasks
 from vecsweep.files import PACKAGE, read_json, write_json
-from vecsweep.first_look import STAGES_BEHIND
 from vecsweep.layout import (
     FIGURES,
+    FIRST_LOOK,
     PAGE,
     ROWS,
     STAGES,
@@ -350,7 +350,7 @@ class Sweep:
         """Whether the first of a stage's tasks that are to run has a job of its own, before others."""
         first = model == next(iter(self.models)) and names[:1] == [next(iter(self.config["tasks"]))]
         whole = fits is None and self.config["models"][model]["tasks_per_job"] == "auto"
-        return first and whole and len(names) > 2 and stage.name in STAGES_BEHIND
+        return first and whole and len(names) > 2 and stage.name in FIRST_LOOK
 
     def drawn(self, figures: dict[str, dict], cores: int) -> list[list[str]]:
         """Lists of figures that one job draws together, of those that are to be drawn.

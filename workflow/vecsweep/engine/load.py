@@ -128,7 +128,7 @@ def load(
         else:
             sharded.start()
             weights = (
-                slices.opened(ready, description, sharding, shards, sharded.process(), True)
+                slices.opened(ready, description, sharding, shards, sharded.process(), copied=True)
                 if ready
                 else sharded.checked(config, folder)
             )

@@ -23,6 +23,8 @@ METHODS = {
     "donor": ("its other donors", OWN),
     "difference": ("difference of means", RIVALS),
     "neurons_1": ("the donor's largest neuron", RIVALS),
+    "neurons_10": ("its ten largest", RIVALS),
+    "neurons_100": ("its hundred largest", RIVALS),
     "task vector": ("task vector", RIVALS),
     "function vector": ("function vector", RIVALS),
     "rival": ("another task's mean", RIVALS),
@@ -66,13 +68,8 @@ def methods(connection):
 
     text = "Mean reciprocal rank of the answer after, in-domain test prompts"
     lines = {"reciprocal_rank_before": ("before", "--")}
-    key = line_key(
-        "differs from the o-vector (Holm)",
-        "none",
-        "black",
-        marker=(6, 2, 0),
-        markersize=5,
-    )
+    star_look = {"marker": (6, 2, 0), "markersize": 5}
+    key = line_key("differs from the o-vector (Holm)", "none", "black", **star_look)
     return compared(connection, "reciprocal_rank_after", text, lines, star, [key])
 
 

@@ -8,8 +8,8 @@ from vecsweep.files import read_json, replacing, write_json
 MEASURED = Path("docs") / "measured" / "bench.json"
 README = Path("README.md")
 MARKS = ("<!-- from docs/measured/bench.json: vecsweep bench --readme -->", "<!-- end of bench -->")
-COLUMNS = ("TransformerLens", "nnsight", "nnterp", "plain hooks", "whole forwards", "floor")
-COLUMNS += ("vecsweep, 1 thread",)
+PEERS = ("TransformerLens", "nnsight", "nnterp")
+COLUMNS = (*PEERS, "plain hooks", "whole forwards", "floor", "vecsweep, 1 thread")
 # Two variants that are never in one row share a column.
 WHOLE = ("bare forward", "full forwards")
 
@@ -89,7 +89,7 @@ def chart(results: dict):
 
     from vecsweep.figures.drawing import ANSWER, APPLIED, GREY, NEUTRAL, OCHRE
 
-    colours = dict.fromkeys(COLUMNS[:3], ANSWER) | {"vecsweep, 1 thread": APPLIED}
+    colours = dict.fromkeys(PEERS, ANSWER) | {"vecsweep, 1 thread": APPLIED}
     colours |= {"plain hooks": GREY, "floor": OCHRE}
     rows = [(title(content), row) for content in results.values() for row in content["rows"]]
     heights = [len(row["variants"]) for _, row in rows]
