@@ -63,7 +63,8 @@ def package_files(name: str, source: dict) -> list[Path]:
 def parsed_once():
     """While it lasts, transformers parses a GGUF file once, not for tokenizer, config and weights.
 
-    And on a plain view of the bytes: slices of a memory map are slow, and a vocabulary is millions.
+    And quickly: the library makes an array of numpy for each of a vocabulary's tokens and scores,
+    on slices of a memory map, and the table of tensors' names anew for each module of a model.
     """
     import gguf
     import numpy as np
@@ -72,12 +73,38 @@ def parsed_once():
         def __setattr__(self, name, value):
             super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
 
+        def _get_field_parts(self, orig_offs, raw_type):
+            start, kind = orig_offs + 12, gguf.GGUFValueType(raw_type)  # after item type and count
+            if kind != gguf.GGUFValueType.ARRAY or self.byte_order == "S":
+                return super()._get_field_parts(orig_offs, raw_type)
+            item = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
+            count = int(self._get(orig_offs + 4, np.uint64)[0])
+            if item == gguf.GGUFValueType.STRING:
+                parts, size = strings(self.data, start, count)
+            elif item in self.gguf_scalar_to_np:
+                values = self._get(start, self.gguf_scalar_to_np[item], count)
+                parts, size = [(value,) for value in values.tolist()], values.nbytes
+            else:
+                return super()._get_field_parts(orig_offs, raw_type)
+            return 12 + size, parts, list(range(count)), [kind, item][: 1 + bool(count)]
+
     module: Any = gguf
-    module.GGUFReader = functools.cache(Reader)
+    given = module.GGUFReader, module.get_tensor_name_map
+    module.GGUFReader, module.get_tensor_name_map = map(functools.cache, (Reader, given[1]))
     try:
         yield
     finally:
-        module.GGUFReader = Reader.__base__
+        module.GGUFReader, module.get_tensor_name_map = given
+
+
+def strings(data: Any, start: int, count: int) -> tuple[list[bytes], int]:
+    """`count` strings of a GGUF file's bytes from `start` on, and how many bytes they take."""
+    parts, offset = [], start
+    for _ in range(count):
+        end = offset + 8 + int.from_bytes(data[offset : offset + 8].tobytes(), "little")
+        parts.append(data[offset + 8 : end].tobytes())
+        offset = end
+    return parts, offset - start
 
 
 def convert_gguf(files: list[Path], target: Path) -> None:
