@@ -11,6 +11,7 @@ import tiny
 from conftest import REPO
 from vecsweep import Problem
 from vecsweep.__main__ import main
+from vecsweep.engine import decoding
 from vecsweep.files import read_json
 from vecsweep.tools import bench, bench_peers, bench_report, bench_variants
 
@@ -77,6 +78,23 @@ def test_all_variants_give_the_same_ranks(kind, swept, two_threads, capsys):
             assert variant["low"] <= variant["high"] and len(variant["seconds"]) == 2
             assert (variant["equal"] is None) == (variant["name"] in ("floor", "bare forward"))
     assert all((results / "bench" / f"bench.{ending}").stat().st_size for ending in ("svg", "png"))
+
+
+def test_only_some_rows(swept, capsys):
+    results = swept("gpt2")
+    path = results / "bench" / "gpt2-cpu-1.json"
+    assert main(options(results, "gpt2", "--only", "ablations")) == 0
+    first = read_json(path)
+    assert [row["name"] for row in first["rows"]] == ["ablations"]
+    assert first["processor"] and first["fast_bfloat16"] == decoding.fast_bfloat16()
+    assert main(options(results, "gpt2", "--only", "interventions")) == 0
+    second = read_json(path)
+    assert [row["name"] for row in second["rows"]] == ["interventions", "ablations"]
+    assert second["rows"][1] == first["rows"][0]  # as it was measured
+    # Of other prompts: they do not stand together.
+    more = ["--only", "interventions", "--pairs", "6"]
+    assert main([*options(results, "gpt2"), *more]) == 0
+    assert [row["name"] for row in read_json(path)["rows"]] == ["interventions"]
 
 
 def test_what_cannot_be_measured_is_refused(swept, refused):

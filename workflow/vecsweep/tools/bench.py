@@ -8,11 +8,12 @@ all threads, also ours with one. Where there is a GPU, a random Llama 2 7B in bf
 All variants must give the same ranks but for rounding, each runs at its best of a few batches,
 and the medians of rounds count.
 
-Writes results/bench/*.json and bench.svg and .png. --readme measures nothing: it copies what was
+Writes results/bench/*.json, each row when it is measured, and bench.svg and .png. --readme measures nothing: it copies what was
 written to docs/measured/bench.json, and puts the table of it into README.md.
 """
 
 import json
+import platform
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ COARSE_TOLERANCE = 0.05
 # The environments of peers under --peers, each from envs/NAME.lock.
 ENVIRONMENTS = {"TransformerLens": "peers", "nnsight": "peers", "nnterp": "nnterp"}
 DEFAULTS = ["gemma3-270m", "gpt2-medium"]
+ROWS = ("states + lens", "states + lens, five-shot", "interventions", "ablations")
 
 
 def arguments(parser):
@@ -39,6 +41,7 @@ def arguments(parser):
     parser.add_argument("--peers", type=Path, default=Path(".venv-bench"), help="[.venv-bench]")
     parser.add_argument("--pairs", type=int, default=96, help="prompts of states and lens [96]")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts [5]")
+    parser.add_argument("--only", nargs="+", choices=ROWS, help="rows to measure; others stay")
     parser.add_argument("--readme", action="store_true", help="write the README's table, no more")
 
 
@@ -77,6 +80,7 @@ def run(args):
 
 def measure(args, subject, threads: int) -> None:
     """Measure a model's rows on `threads` threads, and write them."""
+    from vecsweep.engine.decoding import fast_bfloat16
     from vecsweep.files import provenance, write_json
     from vecsweep.tasks.rows import CAPTURED
     from vecsweep.tools import bench_variants as variants
@@ -94,66 +98,90 @@ def measure(args, subject, threads: int) -> None:
         "vocabulary": vocabulary,
         "dtype": dtype,
         "device": device,
+        "processor": processor(),
+        "fast_bfloat16": fast_bfloat16(),
         "threads": threads,
         "repeats": args.repeats,
+        "pairs": args.pairs,
         "packages": json.loads(provenance()["packages"]),
     } | {key: provenance()[key] for key in ("vecsweep", "git_commit", "host")}
+    path = args.results / "bench" / f"{subject.name}-{place}.json"
+    # Rows of another code or machine do not stand beside new ones.
+    rows = {row["name"]: row for row in kept(path, said)}
+    chosen = [name for name in args.only or ROWS if name == ROWS[0] or whole(subject, threads)]
     print(f"{subject.name}, {dtype}, {place}, {threads} thread(s)", flush=True)
 
-    def row(name, prompts, others: dict, run_ours) -> dict:
+    def row(name, prompts, others: dict, run_ours) -> None:
+        """Measure a row and write it down."""
         found = {"vecsweep": (threads, variants.timed(run_ours, engine))}
         if device == "cpu" and threads != 1:
             found["vecsweep, 1 thread"] = (1, found["vecsweep"][1])
         found |= {other: (threads, call) for other, call in others.items()}
-        return {
+        rows[name] = {
             "name": name,
             "prompts": len(prompts),
             "tokens": sum(len(p["token_ids"]) for p in prompts),
             "variants": compare(name, found, len(prompts), args.repeats, slack),
         }
+        write_json(said | {"rows": [rows[n] for n in ROWS if n in rows]}, path)
 
-    def against(name, prompts, others: dict, run_ours) -> dict:
-        timed = {other: variants.timed(run, engine) for other, run in others.items()}
-        return row(name, prompts, timed, run_ours)
+    def against(name, prompts, others: dict, run_ours) -> None:
+        if name in chosen:
+            timed = {other: variants.timed(run, engine) for other, run in others.items()}
+            row(name, prompts, timed, run_ours)
 
     one = subject.rows(("abstractive",), 1, args.pairs)
-    peers = started(args.peers, subject, one, threads) if device == "cpu" else {}
-    said["peers"] = {name: peer.versions for name, peer in peers.items()}
-    try:
-        others = peers | {
-            "plain hooks": variants.timed(variants.plain(subject, one), engine),
-            "floor": variants.timed(variants.floor(subject, one), engine),
-        }
-        rows = [row("states + lens", one, others, variants.ours(subject, one))]
-    finally:
-        for peer in peers.values():
-            peer.close()
-    if threads == 1 and subject.name not in variants.SHAPES:
-        five = subject.rows(("abstractive",), 5, args.pairs)
-        novel = subject.rows(("novel",), 1, args.pairs)[: max(1, args.pairs // 8)]
-        both = subject.rows(CAPTURED, 1, max(1, args.pairs // 4))
-        vector = variants.o_vector(engine, one[0])
-        rows += [
-            against(
-                "states + lens, five-shot",
-                five,
-                {"bare forward": variants.bare(subject, five)},
-                variants.ours(subject, five),
-            ),
-            against(
-                "interventions",
-                novel,
-                {"full forwards": variants.full_resumed(subject, novel, vector)},
-                variants.resumed(subject, novel, vector),
-            ),
-            against(
-                "ablations",
-                both,
-                {"full forwards": variants.full_ablated(subject, both)},
-                variants.ablated(subject, both),
-            ),
-        ]
-    write_json(said | {"rows": rows}, args.results / "bench" / f"{subject.name}-{place}.json")
+    if ROWS[0] in chosen:
+        peers = started(args.peers, subject, one, threads) if device == "cpu" else {}
+        said["peers"] = {name: peer.versions for name, peer in peers.items()}
+        try:
+            others = peers | {
+                "plain hooks": variants.timed(variants.plain(subject, one), engine),
+                "floor": variants.timed(variants.floor(subject, one), engine),
+            }
+            row(ROWS[0], one, others, variants.ours(subject, one))
+        finally:
+            for peer in peers.values():
+                peer.close()
+    if not whole(subject, threads):
+        return
+    five = subject.rows(("abstractive",), 5, args.pairs)
+    novel = subject.rows(("novel",), 1, args.pairs)[: max(1, args.pairs // 8)]
+    both = subject.rows(CAPTURED, 1, max(1, args.pairs // 4))
+    vector = variants.o_vector(engine, one[0])
+    bare = {"bare forward": variants.bare(subject, five)}
+    against("states + lens, five-shot", five, bare, variants.ours(subject, five))
+    full = {"full forwards": variants.full_resumed(subject, novel, vector)}
+    against("interventions", novel, full, variants.resumed(subject, novel, vector))
+    full = {"full forwards": variants.full_ablated(subject, both)}
+    against("ablations", both, full, variants.ablated(subject, both))
+
+
+def whole(subject, threads: int) -> bool:
+    """Whether all rows are measured: on one thread, of a model with a tokenizer for its prompts."""
+    from vecsweep.tools import bench_variants as variants
+
+    return threads == 1 and subject.name not in variants.SHAPES
+
+
+def kept(path: Path, said: dict) -> list[dict]:
+    """The rows that `path` has of the same code, machine, prompts and rounds; `said` takes its peers."""
+    from vecsweep.files import read_json
+
+    if not path.is_file():
+        return []
+    old = read_json(path)
+    if any(old.get(key) != value for key, value in said.items()):
+        return []
+    said["peers"] = old.get("peers", {})
+    return old["rows"]
+
+
+def processor() -> str:
+    """The name of this machine's processor, where Linux says it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def started(folder: Path, subject, rows: list[dict], threads: int) -> dict:

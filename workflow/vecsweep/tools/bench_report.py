@@ -23,11 +23,12 @@ def measured(folder: Path) -> dict:
 
 
 def title(content: dict) -> str:
-    """What was measured and where: `gemma3-270m, 1 thread`."""
+    """What was measured and where: `gemma3-270m, 1 thread, fast bfloat16`."""
     if content["device"] == "cuda":
         return f"{content['model']}, {content['host']}, {content['dtype']}"
     count = content["threads"]
-    return f"{content['model']}, {count} thread{'s' * (count > 1)}"
+    able = ", fast bfloat16" * content["fast_bfloat16"]
+    return f"{content['model']}, {count} thread{'s' * (count > 1)}{able}"
 
 
 def table(results: dict) -> str:
