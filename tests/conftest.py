@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,9 @@ import yaml
 
 import tiny
 from vecsweep.__main__ import main
+from vecsweep.engine.decoding import decode
+from vecsweep.engine.readout import Readout
+from vecsweep.files import write_tensors
 from vecsweep.layout import STAGES
 
 transformers.utils.logging.disable_progress_bar()
@@ -48,6 +54,37 @@ def pytest_collection_modifyitems(items):
     order = {name: place for place, name in enumerate(LONG)}
     sign = 1 if "PYTEST_XDIST_WORKER" in os.environ else -1
     items.sort(key=lambda item: sign * order.get(item.path.stem, len(LONG)))
+
+
+CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles"]
+
+
+def copy_code(folder, *more):
+    """The repository's root as a user has it, links and all, and the machine code that is there."""
+    machine_code()
+    for name in (*CODE, *more):
+        if (REPO / name).is_dir() and not (REPO / name).is_symlink():
+            shutil.copytree(REPO / name, folder / name, ignore=caches)
+        else:
+            shutil.copy(REPO / name, folder / name, follow_symlinks=False)
+
+
+def caches(folder, names):
+    """What a copy leaves out: Python's caches, but for Numba's, which take a while to make."""
+    if Path(folder).name == "__pycache__":
+        return [name for name in names if not name.endswith((".nbi", ".nbc"))]
+    own = [] if Path(folder).name == "engine" else ["__pycache__"]
+    return {*names} & {*own, "vecsweep.egg-info"}
+
+
+@cache
+def machine_code():
+    """Have Numba compile what a sweep runs, once for all that copies the package."""
+    tensors = {"norm.weight": torch.ones(4), "head.weight": torch.eye(4)}
+    with tempfile.TemporaryDirectory() as folder:
+        write_tensors(tensors, Path(folder) / "readout", {"norm": "rms", "epsilon": "1e-6"})
+        readout = Readout.load(Path(folder) / "readout")
+        decode(readout, torch.eye(4), [torch.arange(4)[:, None]], 2)
 
 
 HOW = ("batch_tokens", "shards", "engine", "offload", "slices", "first", "last")

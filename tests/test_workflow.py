@@ -19,13 +19,12 @@ from safetensors.torch import load_file
 
 import tiny
 import warm
-from conftest import REPO
+from conftest import CODE, REPO, copy_code
 from vecsweep.config import schema as config_schema
 from vecsweep.figures import wanted
 from vecsweep.layout import EXECUTION, ROWS, STAGES
 
 BIN = Path(sys.executable).parent
-CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles"]
 MODELS = {"seq": "llama", "par": "gptj"}  # sequential and parallel blocks
 TASKS = ["towns", "verbs"]
 KEPT = 4
@@ -111,12 +110,7 @@ def project(tmp_path_factory):
     code = tmp_path_factory.mktemp("code") / "a checkout" / "with space"
     folder.mkdir(parents=True)
     code.mkdir(parents=True)
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in CODE:
-        if (REPO / name).is_dir() and not (REPO / name).is_symlink():
-            shutil.copytree(REPO / name, code / name, ignore=ignored)
-        else:
-            shutil.copy(REPO / name, code / name, follow_symlinks=False)
+    copy_code(code)
     for kind in MODELS.values():
         tiny.save(kind, folder / "weights" / kind)
     for name in TASKS:
@@ -567,7 +561,7 @@ def test_states_that_are_let_go_are_made_again_only_where_they_are_read(gone):
 def again(project, tmp_path_factory):
     """The sweep in another folder, where every job of a model and the summary ran anew.
 
-    Each in a Python of its own, whose sets have another order.
+    Each in a Python whose sets have another order.
     """
     folder = tmp_path_factory.mktemp("again") / "project"
     shutil.copytree(project.folder, folder, symlinks=True)
@@ -575,7 +569,7 @@ def again(project, tmp_path_factory):
     for path in finished(made):
         if "par" in model_of(made, path) or of_the_end(made, path):
             path.unlink()
-    done = snakemake(made, CONFIG, "--", SUMMARY, started=warm.cold)
+    done = snakemake(made, CONFIG, "--", SUMMARY, started=warm.other)
     assert done.returncode == 0 and "par: states of towns" in done.stdout, done.stdout
     assert "seq: states" not in done.stdout
     return made

@@ -4,8 +4,8 @@ Most of what a Snakemake run of tiny models costs is imports: torch, transformer
 `environment()` gives one in whose PATH `python -m MODULE ...` and `snakemake ...` are forks of such
 a process. All of vecsweep and the workflow is read anew by each, from the caller's PYTHONPATH; folder,
 environment, terminal, exit code and signals are the caller's too. What is not seen this way: a
-cold start's imports, and an order of sets that differs between processes (forks share a hash seed).
-The walk of test_readme.py and the repeated sweep of test_workflow.py start every process cold.
+cold start's imports, for which the walk of test_readme.py starts every process cold; and an order of
+sets that differs between processes (forks share a hash seed), for which `other()` has another.
 """
 
 import array
@@ -31,8 +31,8 @@ exec "{python}" -IS "{client}" "{socket}" {name} "$@"
 
 
 @cache
-def folder() -> Path:
-    """A folder with `python` and `snakemake`; their server ends with this process."""
+def folder(seed: str) -> Path:
+    """A folder with `python` and `snakemake` of a hash seed; their server ends with this process."""
     # Sockets need a short path, which pytest's own folders are not.
     keeper = tempfile.TemporaryDirectory(prefix="warm-")
     place = Path(keeper.name)
@@ -47,7 +47,7 @@ def folder() -> Path:
     given = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     server = subprocess.Popen(
         [sys.executable, __file__, str(listener.fileno())],
-        env=given | {"OMP_NUM_THREADS": "1"},
+        env=given | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed},
         stdin=subprocess.PIPE,
         pass_fds=[listener.fileno()],
         cwd=place,
@@ -63,15 +63,15 @@ def folder() -> Path:
     return place
 
 
-def environment(**changes: str) -> dict[str, str]:
+def environment(seed: str = "1", **changes: str) -> dict[str, str]:
     """This process's environment, with warm programs first in its PATH, and one thread a process."""
-    return cold(PATH=os.pathsep.join([str(folder()), cold()["PATH"]])) | changes
-
-
-def cold(**changes: str) -> dict[str, str]:
-    """The same with the programs themselves."""
-    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    path = [str(folder(seed)), str(Path(sys.executable).parent), os.environ["PATH"]]
     return os.environ | {"PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"} | changes
+
+
+def other(**changes: str) -> dict[str, str]:
+    """The same, where sets have another order."""
+    return environment("2", **changes)
 
 
 def client(place: str, name: str, words: list[str]) -> int:
@@ -179,6 +179,7 @@ def import_all() -> None:
     import duckdb  # noqa: F401
     import matplotlib.backends.backend_agg  # noqa: F401
     import matplotlib.backends.backend_svg  # noqa: F401
+    import numba
     import pyarrow.parquet  # noqa: F401
     import rich.progress  # noqa: F401
     import safetensors.torch  # noqa: F401
@@ -189,6 +190,7 @@ def import_all() -> None:
     import transformers.models.gptj.modeling_gptj  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    numba.njit(lambda x: x + 1)(1)  # the compiler itself starts with its first function
     assert not [name for name in sys.modules if "vecsweep" in name]
 
 

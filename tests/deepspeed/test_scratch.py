@@ -3,11 +3,12 @@
 import json
 import os
 import subprocess
-import sys
+from functools import cache
 
 import pytest
 
 import tiny
+import warm
 from conftest import command, describe, main
 from test_ablations import write_prompts
 
@@ -25,8 +26,8 @@ def ready(tmp_path_factory):
     options |= {"engine": "tensor"}
 
     def run(words, code=0, **environment):
-        words = [sys.executable, "-m", "vecsweep", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        words = ["python", "-m", "vecsweep", *words]
+        environment = warm.environment(**environment)
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == code, done.stderr
         return done.stderr
@@ -34,6 +35,7 @@ def ready(tmp_path_factory):
     run(command("preshard", **options, output=folder / "slices"))
     options |= {"readout": stage.readout, "prompts": write_prompts(stage, folder)}
 
+    @cache
     def states(name, code=0, **environment):
         output = folder / f"{name}.safetensors"
         words = command("states", **options, slices=folder / "slices", output=output)

@@ -18,11 +18,11 @@ import pytest
 import yaml
 
 import tiny
+from conftest import copy_code
 
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent
 BIN = Path(sys.executable).parent
-CODE = ["Snakefile", "config.yaml", "workflow", "envs", "profiles", "slurm"]
 # One GPU of each node for a model's shard: two shards make a job over two nodes.
 SITE = {
     "account": "lab",
@@ -87,12 +87,7 @@ def cluster():
 
 def copy_of_the_code(folder):
     """The repository's root as a user has it, links and all, with the tests' site file."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in CODE:
-        if (REPO / name).is_dir() and not (REPO / name).is_symlink():
-            shutil.copytree(REPO / name, folder / name, ignore=ignored)
-        else:
-            shutil.copy(REPO / name, folder / name, follow_symlinks=False)
+    copy_code(folder, "slurm")
     # Jobs of seconds are looked at every few, not up to every 30.
     executor = folder / "workflow" / "vecsweep" / "slurm.py"
     text = executor.read_text()

@@ -73,22 +73,24 @@ def add_swap_bands(connection, resamples: int, seed: int) -> None:
         for part, group in rows.groupby("sublayer", sort=True):
             subsets = [*group.groupby("layer", sort=True), (None, group[group.applied])]
             for layer, some in subsets:
-                outcomes = some.pivot(index="prompt_id", columns="other_id", values="outcome")
-                dropped = outcomes.pop(-1) if -1 in outcomes else None
-                outcomes = outcomes[outcomes.notna().any(axis=1)]
-                if outcomes.empty:
+                alone = some.other_id == -1
+                prompts = np.unique(some.prompt_id[~alone])
+                if not len(prompts):
                     continue
-                outcomes = outcomes.reindex(columns=outcomes.index)
+                # Both ways: who gives is one of those who take.
+                pairs = some[~alone & some.other_id.isin(prompts)]
+                place = np.searchsorted(prompts, pairs[["prompt_id", "other_id"]])
                 values = []
                 for share in shares[:2]:
-                    hits = outcomes.eq(share).where(outcomes.notna())
+                    hits = np.full((len(prompts), len(prompts)), np.nan)
+                    hits[place[:, 0], place[:, 1]] = pairs.outcome == share
                     values += pair_band(hits, resamples, seed)
-                if dropped is None:
-                    values += [np.nan] * 3
+                if alone.any():
+                    kept = some.prompt_id[alone & (some.outcome == "own")]
+                    values += share_of(np.isin(prompts, kept))
                 else:
-                    values += share_of(dropped[outcomes.index] == "own")
-                pairs = int(outcomes.notna().sum().sum())
-                found.append([*cell, part, layer, pairs, len(outcomes), *values])
+                    values += [np.nan] * 3
+                found.append([*cell, part, layer, len(pairs), len(prompts), *values])
     frame = pd.DataFrame(found, columns=[*keys, "pairs", "prompts", *columns])
     add(connection, "swap_bands", frame.astype(types))
 

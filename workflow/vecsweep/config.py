@@ -7,7 +7,7 @@ import jsonschema
 import yaml
 
 from vecsweep import Problem, nearest, series
-from vecsweep.files import PACKAGE, text_in
+from vecsweep.files import PACKAGE, packaged, text_in
 
 SCHEMA = PACKAGE / "schemas" / "config.schema.yaml"
 CONTENDERS = ("contenders.task_vectors", "contenders.function_vectors")
@@ -84,7 +84,7 @@ def load(path) -> dict:
 
 def schema() -> dict:
     """The config's JSON schema, with a description and a default for each key."""
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return packaged(SCHEMA)
 
 
 def checked(config: dict) -> dict:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from vecsweep.statistics import ENOUGH, band, difference, share_of
+from vecsweep.statistics import ENOUGH, band, difference, share_of, spread
 
 SETTING = (
     *("model", "ovector_task", "task", "domain", "method", "source_layer"),
@@ -47,8 +47,8 @@ def effects(connection, model: str, resamples: int) -> pd.DataFrame:
 
 
 def matrix(group: pd.DataFrame, measure: str) -> np.ndarray:
-    """A measure of one method [vectors, prompts]."""
-    return group.pivot(index="vector", columns="prompt_id", values=measure).to_numpy(float)
+    """A measure of one method [vectors, prompts]; nan where a vector lacks a prompt."""
+    return spread(group, "vector", "prompt_id", group[measure].to_numpy(float))
 
 
 def row(group: pd.DataFrame, reference: np.ndarray | None, resamples: int) -> dict:

@@ -131,6 +131,18 @@ def header_crc32(path) -> str:
         raise Problem(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
 
 
+def packaged(path: Path) -> dict:
+    """What a YAML file of this package holds: by libyaml, which takes a tenth of the time.
+
+    People's own files are read by `config.parsed`, which tells where a key stands twice.
+    """
+    import yaml
+
+    return yaml.load(
+        path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
+
+
 def write_json(data: dict, path) -> None:
     """Write `data` as indented JSON, with its checksum."""
     marked = data | {JSON_KEY: _json_crc32(data)}

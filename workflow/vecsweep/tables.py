@@ -7,10 +7,9 @@ there and ends in _low or _high is an end of the 95 % band of the column without
 from functools import cache
 
 import pyarrow as pa
-import yaml
 
 from vecsweep import Problem
-from vecsweep.files import PACKAGE, read_table, write_table
+from vecsweep.files import PACKAGE, packaged, read_table, write_table
 
 # Type of tables.yaml -> (pyarrow's, DuckDB's).
 TYPES = {
@@ -35,7 +34,7 @@ FORMS = {
 @cache
 def dictionary() -> dict:
     """tables.yaml, each table's `columns` as {name: {type, unit, meaning, values}}."""
-    content = yaml.safe_load((PACKAGE / "tables.yaml").read_text())
+    content = packaged(PACKAGE / "tables.yaml")
     for tables in (content["files"], content["tables"]):
         for table in tables.values():
             table["columns"] = dict(

@@ -3,10 +3,9 @@
 import string
 
 import jsonschema
-import yaml
 
 from vecsweep import Problem, nearest
-from vecsweep.files import PACKAGE
+from vecsweep.files import PACKAGE, packaged
 
 SCHEMA = PACKAGE / "schemas" / "task.schema.yaml"
 CALLED = {"string": "text", "array": "a list", "object": "a mapping"}
@@ -19,7 +18,7 @@ def fields(text: str) -> list[str]:
 
 def check_keys(content: dict, path) -> None:
     """Problem at the first key of a task file that is unknown, missing or of another type."""
-    rules = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    rules = packaged(SCHEMA)
     errors = jsonschema.Draft202012Validator(rules).iter_errors(content)
     # An unknown key often makes a needed one missing: name the unknown key first.
     order = ("additionalProperties", "required")
@@ -60,7 +59,7 @@ def _line(error) -> str:
 
 def _meaning(*path) -> str:
     """What a key of a task file holds, by its schema."""
-    rules = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    rules = packaged(SCHEMA)
     found = ""
     for key in path:
         rules = rules.get("properties", {}).get(key) or rules.get("items", {})

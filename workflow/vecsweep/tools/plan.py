@@ -8,12 +8,10 @@ import math
 import os
 from pathlib import Path
 
-import yaml
-
 from vecsweep import Problem, config, nearest, tasks
 from vecsweep.engine import folders
 from vecsweep.engine.families import family_of, module_at, size_in
-from vecsweep.files import PACKAGE
+from vecsweep.files import PACKAGE, packaged
 from vecsweep.layout import STAGES, Stage
 
 ARCHITECTURES = PACKAGE / "engine" / "architectures.yaml"
@@ -74,7 +72,7 @@ def architecture(name: str, settings: dict) -> dict | None:
     if folder := folder_of(settings):
         content = folders.json_object(f"model '{name}'", folder / "config.json")
         return content | {"parameters": parameters_in(folder)}
-    known = yaml.safe_load(ARCHITECTURES.read_text())
+    known = packaged(ARCHITECTURES)
     return known.get(settings.get("id", name))
 
 
