@@ -179,8 +179,6 @@ def real_model(request, tmp_path_factory):
     stage.lens = folder / "lens.parquet"
     task = REPO / "workflow" / "vecsweep" / "tasks" / "capitals.yaml"
     settings = json.dumps({"demonstrations": 1, "seed": 0, "max_prompts": 3})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
     run_stage(
         "prompts", model=stage.description, task=task, settings=settings, output=stage.prompts
     )
@@ -191,8 +189,7 @@ def real_model(request, tmp_path_factory):
     run_stage("lens", **inputs, **block, output=stage.lens)
     weights = stage.description.parent / json.loads(stage.description.read_text())["weights"]
     stage.model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
-    yield stage
-    torch.set_num_threads(threads)
+    return stage
 
 
 @pytest.fixture

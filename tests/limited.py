@@ -132,18 +132,20 @@ def test_a_shared_beginning_that_does_not_fit_is_said(case, tmp_path):
     )
 
 
-def test_decoding_is_halved(tmp_path):
+@pytest.mark.parametrize("low, count, room", [(True, 6000, 40), (False, 60_000, 20)])
+def test_decoding_is_halved(low, count, room, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: low)  # whatever this processor is
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5000, 32, generator=generator)
     readout = Readout("rms", 1e-6, torch.ones(32), None, weight, None)
-    drawn = torch.randn(6000, 32, generator=generator)
-    targets = [torch.arange(6000)[:, None] % 5000]
+    drawn = torch.randn(count, 32, generator=generator)
+    targets = [torch.arange(count)[:, None] % 5000]
     decoding.decode(readout, drawn[:80], [targets[0][:80]], 3)  # compiles
 
     def compute():
         return vars(decoding.decode(readout, drawn, targets, 3, torch.arange(5), unit=500))
 
     whole, quiet = in_child(compute, tmp_path, None)
-    found, said = in_child(compute, tmp_path, 40)
+    found, said = in_child(compute, tmp_path, room)
     assert not quiet and "does not fit in memory; goes on with half as many" in said
     assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -82,10 +82,40 @@ def imported(code):
     return {*done.stdout.splitlines()[-1].split()[1:]}
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_imports_only_what_it_needs(name):
-    found = imported(f"from vecsweep.__main__ import module_of; module_of('{name}')")
-    assert found <= {package for package, stages in SLOW.items() if name in stages}
+# What stages that may import it share is imported once, and they in forks of that process.
+SHARED = {
+    "transformers": "import transformers.models.gpt2.modeling_gpt2",
+    "torch": "import torch, safetensors.torch",
+    "": "",
+}
+FORKS = """
+import os, sys
+before = {slow} & sys.modules.keys()
+for name in {names}:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+    else:
+        from vecsweep.__main__ import module_of
+
+        module_of(name)
+        print("stage", name, *({slow} & sys.modules.keys()), flush=True)
+        os._exit(0)
+print("before", *before)
+"""
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_a_stage_imports_only_what_it_needs(shared):
+    may = {name: {p for p, stages in SLOW.items() if name in stages} for name in STAGES}
+    names = [n for n in STAGES if shared == next((p for p in SHARED if p in may[n]), "")]
+    code = SHARED[shared] + FORKS.format(slow={*SLOW}, names=names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    found = {line[1]: {*line[2:]} for line in lines if line[0] == "stage"}
+    assert found.keys() == {*names} and all(found[name] <= may[name] for name in names), found
+    (before,) = [{*line[1:]} for line in lines if line[0] == "before"]
+    assert before <= {shared, "torch"} if shared == "transformers" else before <= {shared}
 
 
 def test_what_snakemake_imports_is_quick():

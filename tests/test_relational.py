@@ -95,9 +95,11 @@ def related(folder, form, site, **settings):
 
 
 @pytest.mark.parametrize("form", planted.FORMS)
-def test_a_linear_relation_is_found(form, tmp_path):
+def test_a_linear_relation_is_found(form, tmp_path, monkeypatch):
     """Block 1 reads the argument where it stands, and writes what its code is mapped to."""
     # After block 1 the argument's token says the answer too: all maps are of the state after block 0.
+    # Its 24 directions are alike: 4 of them do for none, and whether 8 or 16 do is chance.
+    monkeypatch.setattr(relational, "RANKS", (4, 32))
     found = related(tmp_path, form, "linear", layers=1)
     shares = {}
     for row in found:
@@ -107,7 +109,6 @@ def test_a_linear_relation_is_found(form, tmp_path):
     means = {key: sum(values) / len(values) for key, values in shares.items()}
     # Pairs that no Jacobian was taken of: the map is the model's own, not learnt from pairs.
     assert means["faithfulness", "lre"] == 1 == means["causality", "substitution"]
-    # Its 24 directions are alike: the ranks tried, 16 and 32, keep some, or rounding too.
     assert means["causality", "lre"] > 0.7 > 0.3 > means["causality", "identity"]
     # A translation may do: an argument and its answer share a code.
     assert means["faithfulness", "identity"] == 0 == means["faithfulness", "regression"]

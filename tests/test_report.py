@@ -24,7 +24,7 @@ from vecsweep.figures import wanted
 
 DRAWN = wanted(series=False)
 RESULTS, DATABASE, VECSWEEP = "results", "results/summary.duckdb", "python -m vecsweep"
-FIGURE_GROUPS = []
+FIGURE_GROUPS = [[*DRAWN]]
 configfile: "config.yaml"
 report: "{repo}/workflow/report/workflow.rst"
 include: "{repo}/workflow/rules/figures.smk"
@@ -164,10 +164,10 @@ def browser(chromium):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report that Snakemake made of a made-up sweep of 3 models x 4 tasks."""
+    """A report that Snakemake made of a made-up sweep of 2 models x 3 tasks."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "results").mkdir()
-    make_database(folder, 3, 4).rename(folder / "results" / "summary.duckdb")
+    make_database(folder, 2, 3).rename(folder / "results" / "summary.duckdb")
     (folder / "config.yaml").write_text("models: {one: {}, two: {}}\ntasks: {capitals: {}}\n")
     for name in DRAWN:
         write_json({}, folder / "results" / "settings" / "figures" / f"{name}.json")

@@ -126,6 +126,8 @@ def read(readout: Readout, translator, rows: list[dict], states, ends, plain) ->
         normed = readout.normed(x)
         logits = readout.logits_at(normed, best[:, :1].long())[:, 0]
         columns[name] = divergence(ends, normed, logits - best[:, 1].log().float())
+    if translator.basis is None:  # one lens: the two differ by how their prompts were batched
+        columns["kl"] = columns["plain_kl"]
     return columns | {"argument_rank": decoded.rank[:, 0], "answer_rank": decoded.rank[:, 1]}
 
 
