@@ -79,6 +79,7 @@ def parsed_once():
                 return super()._get_field_parts(orig_offs, raw_type)
             item = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
             count = int(self._get(orig_offs + 4, np.uint64)[0])
+            parts: list
             if item == gguf.GGUFValueType.STRING:
                 parts, size = strings(self.data, start, count)
             elif item in self.gguf_scalar_to_np:
