@@ -124,6 +124,7 @@ else:
     # Who says how many jobs may be in a queue has a cluster.
     on_cluster = workflow.resource_settings.nodes is not None
     GROUPS = SWEEP.groups(CORES, REQUESTS.together if on_cluster else None)
+vecsweep.sweep.GROUPS.update(GROUPS)  # what shows the run's progress counts by them
 
 
 def alone(stage):

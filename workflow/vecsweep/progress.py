@@ -10,8 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vecsweep import Problem
-from vecsweep.files import read_json
+from vecsweep import sweep
 from vecsweep.layout import STAGES
 from vecsweep.terminal import bar, console, duration, reasons, rough, tail
 
@@ -93,10 +92,10 @@ class Run:
         return None
 
     def plan(self) -> None:
-        """Lay out the lines. Not before the first job: only then are the groups noted."""
+        """Lay out the lines."""
         if self.lines:
             return
-        sizes = group_sizes(Path("results/groups.json"))
+        sizes = group_sizes(sweep.GROUPS)
         for rule, jobs in self.rules.items():
             cells = next((n for pattern, n in sizes if pattern.fullmatch(rule)), 1)
             line = self.lines.setdefault(stage_of(rule), Line())
@@ -112,7 +111,7 @@ class Run:
         outputs = [os.path.abspath(path) for path in record.output]
         log = os.path.abspath(record.log[0]) if record.log else ""
         said = record.rule_msg or record.rule_name
-        sizes = group_sizes(Path("results/groups.json"))
+        sizes = group_sizes(sweep.GROUPS)
         cells = next((n for pattern, n in sizes if pattern.fullmatch(record.rule_name)), 1)
         self.jobs[record.jobid] = Job(stage, cells, said, outputs, log)
         line = self.lines[stage]
@@ -281,12 +280,8 @@ def place(stage: str) -> int:
     return [*STAGES].index(stage) if stage in STAGES else len(STAGES)
 
 
-def group_sizes(noted: Path) -> list[tuple[re.Pattern, int]]:
+def group_sizes(groups: dict) -> list[tuple[re.Pattern, int]]:
     """(pattern of a rule's name, tasks of its job) for every job that takes several."""
-    try:
-        groups = read_json(noted)
-    except Problem:
-        return []
     found = []
     for model, by_stage in groups.items():
         for stage, jobs in by_stage.items():

@@ -28,6 +28,10 @@ from vecsweep.tasks.formats import locate
 Groups = dict[str, dict[str, list[list[str]]]]  # model -> stage -> tasks of a job
 
 
+# This process's run: which tasks a job takes together, by model and stage.
+GROUPS: Groups = {}
+
+
 class Sweep:
     """The grid of a checked config: its cells, and what each job reads, writes and is told.
 

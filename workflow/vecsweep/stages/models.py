@@ -54,9 +54,10 @@ def run(args):
     tensors, notes = readout_parts(name, skeleton, folder)
     description["weights_crc32"] = sources.checksums(folder)
     write_tensors(tensors, args.readout, notes)
-    tables.write("vocabulary", vocabulary(name, tokenizer), args.vocabulary)
+    words = plain(name, tokenizer)
+    tables.write("vocabulary", vocabulary(name, words), args.vocabulary)
     with replacing(args.tokenizer) as temporary:
-        plain(name, tokenizer).save(str(temporary))
+        words.save(str(temporary))
     description["tokenizer_crc32"] = file_crc32(args.tokenizer)
     write_json(description, args.description)
 
@@ -173,10 +174,10 @@ def plain(name: str, tokenizer: Any) -> Tokenizer:
     return found
 
 
-def vocabulary(name: str, tokenizer: Any) -> pa.Table:
+def vocabulary(name: str, tokenizer: Tokenizer) -> pa.Table:
     """The text of every token: columns model, token_id, token."""
-    ids = list(range(len(tokenizer)))
-    text = tokenizer.batch_decode([[token] for token in ids])
+    ids = list(range(tokenizer.get_vocab_size()))
+    text = tokenizer.decode_batch([[token] for token in ids], skip_special_tokens=False)
     columns = {"model": [name] * len(ids), "token_id": pa.array(ids, pa.int32()), "token": text}
     return pa.table(columns)
 
