@@ -12,18 +12,20 @@ import zlib
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
+import gguf
 import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from transformers.integrations.ggml import _gguf_parse_value
 
 import tiny
 from conftest import REPO, describe
 from vecsweep import Problem
 from vecsweep.__main__ import main
-from vecsweep.engine import load, proof, sharded
+from vecsweep.engine import load, proof, sharded, sources
 from vecsweep.engine.families import FAMILIES, Family, family_of, is_parallel
 from vecsweep.engine.readout import Readout
 from vecsweep.files import PACKAGE, Tensors, read_json, write_json
@@ -454,6 +456,52 @@ def test_package_with_a_damaged_file(package, refused, tmp_path):
     assert "weights.gguf" in line and "GGUF" in line
     # The joined parts of a real model take gigabytes.
     assert not list(tmp_path.glob("described/*")) and not list(tmp_path.glob("described/.*"))
+
+
+WORDS = ["", " Paris", "\u2581\u2581", "\U0001f600"] * 50
+METADATA = {
+    "tokenizer.ggml.tokens": WORDS,
+    "tokenizer.ggml.scores": [float(i) / 3 for i in range(200)],
+    "tokenizer.ggml.token_type": [*range(-100, 100)],
+    "flags": [True, False, True],
+    "one": ["alone"],
+}
+
+
+def test_a_gguf_file_is_read_as_by_the_library(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_uint32("llama.block_count", 3)
+    for key, values in METADATA.items():
+        writer.add_array(key, values)
+    writer.add_tensor("weight", torch.arange(64.0).view(2, 32).numpy())
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    with sources.parsed_once():
+        ours = gguf.GGUFReader(tmp_path / "a.gguf")
+        assert gguf.GGUFReader(tmp_path / "a.gguf") is ours
+        assert gguf.get_tensor_name_map(1, 3) is gguf.get_tensor_name_map(1, 3)
+    plain = gguf.GGUFReader(tmp_path / "a.gguf")
+    assert type(plain) is not type(ours) and [*plain.fields] == [*ours.fields]
+    for name, field in plain.fields.items():
+        mine, theirs = (
+            [_gguf_parse_value(f.parts[i], f.types) for i in f.data]
+            for f in (ours.fields[name], field)
+        )
+        assert mine == theirs and [*map(type, mine)] == [*map(type, theirs)], name
+    assert (ours.tensors[0].data == plain.tensors[0].data).all()
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.tokens", "tokenizer.ggml.scores"])
+def test_a_gguf_file_that_ends_early(key, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_array(key, METADATA[key])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    os.truncate(tmp_path / "a.gguf", (tmp_path / "a.gguf").stat().st_size - 8)
+    with sources.parsed_once(), pytest.raises(ValueError, match="ends within an array"):
+        gguf.GGUFReader(tmp_path / "a.gguf")
 
 
 def hub_cache(source, cache, owner_and_name, revision):

@@ -84,6 +84,8 @@ def parsed_once():
                 parts, size = strings(self.data, start, count)
             elif item in self.gguf_scalar_to_np:
                 values = self._get(start, self.gguf_scalar_to_np[item], count)
+                if len(values) < count:
+                    raise ValueError("the file ends within an array")
                 parts, size = [(value,) for value in values.tolist()], values.nbytes
             else:
                 return super()._get_field_parts(orig_offs, raw_type)
@@ -103,6 +105,8 @@ def strings(data: Any, start: int, count: int) -> tuple[list[bytes], int]:
     parts, offset = [], start
     for _ in range(count):
         end = offset + 8 + int.from_bytes(data[offset : offset + 8].tobytes(), "little")
+        if end > len(data):
+            raise ValueError("the file ends within an array")
         parts.append(data[offset + 8 : end].tobytes())
         offset = end
     return parts, offset - start
