@@ -28,7 +28,7 @@ def ready(tmp_path_factory):
     def run(words, code=0, **environment):
         words = ["python", "-m", "vecsweep", *words]
         environment = warm.environment(**environment)
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == code, done.stderr
         return done.stderr
 

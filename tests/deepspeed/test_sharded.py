@@ -129,7 +129,7 @@ def sharded_run(tmp_path_factory):
     (folder / "plan.json").write_text(json.dumps(plan))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", str(SHARDS), processes.__file__, str(folder / "plan.json")]
-    done = subprocess.run(torchrun, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(torchrun, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     if done.returncode:
         pytest.fail(done.stderr[-4000:])
     found = {
