@@ -62,7 +62,7 @@ def long(tiny_model, tmp_path_factory):
         "heads": answering | {"task": task, "settings": {"task": task.stem, "seed": 0}},
         "patching": answering | {"stages": path("stages"), "settings": {"prompts": 12, "seed": 0}},
         "relational": answering
-        | {"stages": path("stages"), "settings": {"train": 2, "layers": 2, "seed": 0}},
+        | {"stages": path("stages"), "settings": {"train": 4, "layers": None, "seed": 0}},
     }
 
     def words(stage, into, name="table.parquet", **changes):

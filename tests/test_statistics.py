@@ -4,6 +4,7 @@ import itertools
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pytest
 
 from vecsweep.statistics import (
@@ -14,6 +15,7 @@ from vecsweep.statistics import (
     difference,
     resampled_means,
     share_of,
+    spread,
     wilson,
 )
 
@@ -116,3 +118,14 @@ def test_resamples_without_a_crossover_are_said():
     never = np.mean([(mean[1, -1] <= mean[0, -1]) for mean in drawn])
     assert 0.02 < found["uncrossed"] == pytest.approx(never)
     assert found["depth"] >= 0.75 and (np.isnan(found["high"])) == (never > 0.025)
+
+
+def test_rows_are_spread_as_by_a_pivot():
+    rows = pd.DataFrame({"a": [3, 1, 3, 7], "b": [1, 3, 7, 3], "x": [0.5, 1.0, 2.0, 4.0]})
+    found = spread(rows, "a", "b", rows.x)
+    np.testing.assert_array_equal(found, rows.pivot(index="a", columns="b", values="x"))
+    both = spread(rows, "a", "b", rows.x, np.array([1, 3, 7]))
+    np.testing.assert_array_equal(both, found)  # the same values stand in both
+    assert spread(rows[:1], "a", "b", rows.x[:1], np.array([1, 3])).tolist()[1][0] == 0.5
+    with pytest.raises(ValueError, match="two rows for one place"):
+        spread(pd.concat([rows, rows[:1]]), "a", "b", 0)

@@ -282,8 +282,7 @@ def test_a_dry_run_says_what_each_stage_is_to_make(project):
     # As in a new folder, where no run has noted which tasks go together.
     (project / "results" / "groups.json").unlink(missing_ok=True)
     code, lines = lines_of(project, "-n")
-    assert code == 0 and len(lines) < 12, lines
-    assert any(re.fullmatch("lens: 3 to make, in [12] jobs", line) for line in lines), lines
+    assert code == 0 and "lens: 3 to make, in 1 jobs" in lines and len(lines) < 12, lines
 
 
 def test_a_finding_is_three_lines():

@@ -24,23 +24,23 @@ from vecsweep.files import read_json
 from vecsweep.methods.parts import neuron_parts
 from vecsweep.stages import preshard
 
-BATCH_TOKENS = 32  # two prompts at a time at most, each with two vectors
+BATCH_TOKENS = 16  # two prompts at a time at most
 
 
 def edits_of(layers: int, d_model: int) -> dict[str, Edit]:
-    """Interventions from the first layers, and removals as stage ablations makes them."""
+    """Interventions from each start layer, and removals as stage ablations makes them."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(2, d_model, generator=generator)
     zero = torch.zeros(1, d_model)
     made = {}
-    above = range(1, layers)
-    for mode, position in (("replace", "all"), ("add", "all"), ("replace", "last")):
-        edit = Edit(dict.fromkeys(above, vectors), mode, position)
-        made[f"{mode} {position} from 1"] = edit
-    made["replace all from 0"] = Edit(dict.fromkeys(range(layers), vectors))
-    for sublayer, start in (("ffn", 0), ("ffn", 1), ("attention", 1)):
-        nothing = dict.fromkeys(range(start, layers), zero)
-        made[f"no {sublayer} from {start}"] = Edit(nothing, sublayer=sublayer)
+    for start in (0, 1):
+        above = range(start, layers)
+        for mode, position in (("replace", "all"), ("add", "all"), ("replace", "last")):
+            edit = Edit(dict.fromkeys(above, vectors), mode, position)
+            made[f"{mode} {position} from {start}"] = edit
+        for sublayer in ("ffn", "attention"):
+            nothing = dict.fromkeys(above, zero)
+            made[f"no {sublayer} from {start}"] = Edit(nothing, sublayer=sublayer)
     made["mean instead of ffn 1"] = Edit({1: vectors[:1] / 3})
     return made
 

@@ -14,6 +14,7 @@ from vecsweep.statistics import (
     resampled_means,
     share_band,
     share_of,
+    spread,
 )
 
 
@@ -79,11 +80,9 @@ def add_swap_bands(connection, resamples: int, seed: int) -> None:
                     continue
                 # Both ways: who gives is one of those who take.
                 pairs = some[~alone & some.other_id.isin(prompts)]
-                place = np.searchsorted(prompts, pairs[["prompt_id", "other_id"]])
                 values = []
                 for share in shares[:2]:
-                    hits = np.full((len(prompts), len(prompts)), np.nan)
-                    hits[place[:, 0], place[:, 1]] = pairs.outcome == share
+                    hits = spread(pairs, "prompt_id", "other_id", pairs.outcome == share, prompts)
                     values += pair_band(hits, resamples, seed)
                 if alone.any():
                     kept = some.prompt_id[alone & (some.outcome == "own")]
