@@ -41,6 +41,8 @@ SITE = {
 # Looked at again soon, for these jobs last seconds.
 RUN = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "2")
 END = "results/summary.duckdb"
+# Seconds after which something hangs; a slow machine with other work beside takes minutes.
+GUARD = 1200
 ENDS = ("results/summary.duckdb", "results/figures/crossover.svg")
 
 
@@ -66,7 +68,7 @@ def cluster():
     memory = {"MEM": "16000", "BASEPORT": ports}
     up = [HERE / "cluster-up.sh", folder, "sacct"]
     try:
-        subprocess.run(up, check=True, env=os.environ | memory, timeout=120)
+        subprocess.run(up, check=True, env=os.environ | memory, timeout=GUARD)
         environment = os.environ | {
             "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
             "PATH": os.pathsep.join([str(folder / "bin"), str(BIN), os.environ["PATH"]]),
@@ -81,7 +83,7 @@ def cluster():
 
         yield SimpleNamespace(folder=folder, environment=environment, run=run)
     finally:
-        subprocess.run([HERE / "cluster-down.sh", folder], timeout=120)
+        subprocess.run([HERE / "cluster-down.sh", folder], timeout=GUARD)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -158,7 +160,7 @@ class Project:
     def run(self, *options):
         """Run Snakemake to its end: its exit code and output; where it hangs, if it does."""
         try:
-            code = self.start(*options, PYTHONFAULTHANDLER="1").wait(timeout=400)
+            code = self.start(*options, PYTHONFAULTHANDLER="1").wait(timeout=GUARD)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # prints all stacks
             self.process.wait()
@@ -260,7 +262,7 @@ def remove(project, *paths):
 
 def running(project, rule, wildcards=""):
     """Wait until a job of `rule` runs: (its number, its node)."""
-    for _ in range(600):
+    for _ in range(10 * GUARD):
         rows = project.cluster.run("squeue", "-h", "-t", "R", "-o", "%i|%N|%k").splitlines()
         for job, node, comment in (row.split("|", 2) for row in rows):
             name, _, found = comment.partition("_wildcards_")

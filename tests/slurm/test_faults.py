@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from slurm.conftest import END, RUN, jobs, processes, remove, running, states
+from slurm.conftest import END, GUARD, RUN, jobs, processes, remove, running, states
 
 
 def test_cancelled_hung_and_hungry_jobs_are_tried_again(fault):
@@ -24,7 +24,7 @@ def test_cancelled_hung_and_hungry_jobs_are_tried_again(fault):
     for process in processes(running(fault, "stages", "seq_towns")[0]):
         if process.name().startswith("python"):
             process.suspend()
-    assert sweep.wait(timeout=400) == 0, fault.output()
+    assert sweep.wait(timeout=GUARD) == 0, fault.output()
     assert states(fault, "stages_wide_towns") == {"": ["CANCELLED", "COMPLETED"]}
     assert states(fault, "stages")["seq_towns"] == ["TIMEOUT", "COMPLETED"]
     rows = [row for row in jobs(fault.cluster, fault.last) if row["rule"] == "lens"]
@@ -39,7 +39,7 @@ def test_snakemake_killed_and_resumed(fault):
     sweep = fault.start(*RUN, END)
     running(fault, "stages")
     os.kill(sweep.pid, signal.SIGKILL)
-    sweep.wait()
+    sweep.wait(timeout=GUARD)
     left = fault.cluster.run("squeue", "-h", "-o", "%i").split()
     assert left, "the jobs outlive Snakemake"
     # The folder is locked; or an orphan just wrote what Snakemake looked at.
@@ -51,7 +51,7 @@ def test_snakemake_killed_and_resumed(fault):
         env=fault.cluster.environment | {"PYTHONPATH": str(fault.folder / "workflow")},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=GUARD,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # No two jobs were ever at the same file: the orphans had ended when the others were submitted.
@@ -141,7 +141,7 @@ def start_node(cluster, node):
     log = open(cluster.folder / "log" / f"slurmd.{node}.again", "w+")
     daemon = subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
     (cluster.folder / "pids" / f"slurmd.{node}").write_text(f"{daemon.pid}\n")
-    for _ in range(300):
+    for _ in range(10 * GUARD):
         state = cluster.run("sinfo", "-h", "-n", node, "-p", "cpu", "-o", "%T").strip()
         if state in ("idle", "mixed"):  # at times Slurm 22.05 still counts the lost job
             return
@@ -155,7 +155,7 @@ def test_killed_node_loses_its_job_to_another(fault):
     sweep = fault.start(*RUN, END)
     job, node = running(fault, "stages")
     kill_node(fault.cluster, node, job)
-    code = sweep.wait(timeout=240)
+    code = sweep.wait(timeout=GUARD)
     start_node(fault.cluster, node)
     assert code == 0, fault.output()
     assert states(fault, "stages") == {"seq_towns": ["NODE_FAIL", "COMPLETED"]}

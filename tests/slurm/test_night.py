@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from slurm.conftest import RUN, jobs, processes, running, states
+from slurm.conftest import GUARD, RUN, jobs, processes, running, states
 from slurm.test_faults import start_node
 
 STAGES = [f"results/stages/seq/{task}.parquet" for task in ("towns", "verbs")]
@@ -65,7 +65,7 @@ def test_preempted_job_is_tried_again_and_asks_for_no_more_than_a_node_has(night
     _, node = running(night, "stages")
     urgent = ["-A", "lab", "-p", "urgent", "-w", node, "--exclusive", "-o", "/dev/null"]
     night.cluster.run("sbatch", *urgent, "--wrap", "sleep 1")
-    assert sweep.wait(timeout=120) == 0, night.output()
+    assert sweep.wait(timeout=GUARD) == 0, night.output()
     assert "stages asks for 99999 MB (mem_mb), and gets 16000: no node of its" in night.output()
     rows = [row for row in jobs(night.cluster, night.last) if row["rule"] == "stages"]
     rows.sort(key=lambda row: int(row["JobIDRaw"]))
@@ -97,7 +97,7 @@ def test_failed_node_is_given_back_where_there_is_no_other(night):
         process.suspend()
     psutil.Process(int((night.cluster.folder / "pids" / "slurmd.node2").read_text())).kill()
     try:
-        for _ in range(600):
+        for _ in range(10 * GUARD):
             if "may be used again" in night.output() or sweep.poll() is not None:
                 break
             time.sleep(0.1)
@@ -106,7 +106,7 @@ def test_failed_node_is_given_back_where_there_is_no_other(night):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         start_node(night.cluster, "node2")
-    assert sweep.wait(timeout=240) == 0, night.output()
+    assert sweep.wait(timeout=GUARD) == 0, night.output()
     assert "Nodes that failed may be used again: node[1-2]" in night.output()
     # Slurm notes as FAILED what it refused.
     assert states(night, "states_wide_towns") == {"": ["NODE_FAIL", "FAILED", "COMPLETED"]}
@@ -140,7 +140,7 @@ def test_lost_connection_ends_as_a_wish_to_stop(night):
     sweep, terminal = on_a_terminal(night, *RUN, *STAGES)
     running(night, "stages")
     os.close(terminal)
-    sweep.wait(timeout=120)
+    sweep.wait(timeout=GUARD)
     # What ran was finished, the folder is not locked, and nothing is made twice.
     assert night.cluster.run("squeue", "-h") == ""
     done = night.slurm(*STAGES)
@@ -165,7 +165,7 @@ def test_stopped_process_on_another_node_is_named(night):
     while stopped.is_running() and time.monotonic() - since < 60:
         time.sleep(0.1)
     assert time.monotonic() - since < 15
-    assert sweep.wait(timeout=120) == 0, night.output()
+    assert sweep.wait(timeout=GUARD) == 0, night.output()
     assert "process 1 hangs at" in night.output()
     assert "most recent call first" in night.output()
     assert states(night, "states_wide_towns") == {"": ["FAILED", "COMPLETED"]}

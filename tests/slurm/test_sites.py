@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from slurm.conftest import SITE, Project, jobs, last_job
+from slurm.conftest import GUARD, SITE, Project, jobs, last_job
 from test_models import REVISION, hub_cache
 
 OWN = {"gpu_partition": "big", "gpu_model": "big", "slurm_extra": "--nodelist=node2"}
@@ -29,7 +29,7 @@ def mixed(cluster, tmp_path_factory):
     changes = {"HF_HUB_CACHE": str(made.folder / "hub"), "HF_HUB_OFFLINE": "1"}
     try:
         process = made.start(*STATES, "--profile", "slurm", *options, **changes)
-        assert process.wait(timeout=300) == 0, made.output()[-6000:]
+        assert process.wait(timeout=GUARD) == 0, made.output()[-6000:]
     finally:
         made.end()
     made.jobs = {(row["rule"], row["wildcards"]): row for row in jobs(cluster, last)}

@@ -196,9 +196,14 @@ def _unmarked(found: dict) -> dict | None:
 
 
 def _checksum(tensor) -> str:
+    return f"{zlib.crc32(_bytes(tensor)):08x}"
+
+
+def _bytes(tensor) -> memoryview:
+    """A tensor's bytes, without a copy where it is contiguous."""
     import torch
 
-    return f"{zlib.crc32(tensor.contiguous().view(torch.uint8).numpy()):08x}"
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 def _header_checksum(notes: dict, shapes: dict) -> str:
@@ -242,13 +247,9 @@ def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
-    notes.pop("checksums", None)  # those of a file whose notes were taken
-    # The header's checksum is of the notes and shapes: types are noted to be in it too.
-    notes["dtypes"] = json.dumps({name: str(tensor.dtype) for name, tensor in tensors.items()})
-    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-    header = _header_checksum(notes, {name: list(t.shape) for name, t in tensors.items()})
-    notes["checksums"] = json.dumps(checksums | {"": header})
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    notes = _noted(notes, shapes, dtypes, {name: _checksum(t) for name, t in tensors.items()})
     with replacing(path) as temporary:
         try:
             save_file(tensors, str(temporary), notes)
@@ -256,6 +257,84 @@ def write_tensors(tensors: dict, path, notes: dict | None = None) -> None:
             raise OSError(str(error)) from error
         if set(_reopened(Tensors, temporary)) != set(tensors):
             raise OSError("tensors are missing in the file")
+
+
+def _noted(notes: dict | None, shapes: dict, dtypes: dict, checksums: dict) -> dict[str, str]:
+    """The metadata of a safetensors file: its notes, and the checksums of its tensors and header."""
+    noted = provenance() | {name: str(value) for name, value in (notes or {}).items()}
+    noted.pop("checksums", None)  # those of a file whose notes were taken
+    # The header's checksum is of the notes and shapes: types are noted to be in it too.
+    noted["dtypes"] = json.dumps(dtypes)
+    return noted | {"checksums": json.dumps(checksums | {"": _header_checksum(noted, shapes)})}
+
+
+NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+
+
+def write_rows(batches, rows: int, path, notes: dict | None = None) -> None:
+    """Write tensors [rows, width] as `write_tensors` does, from batches of rows as they come.
+
+    `batches` yields (places of rows, name -> [places, width]), each time with the same names. What
+    was written stays in no memory. The library writes whole tensors alone; this is its format
+    (https://huggingface.co/docs/safetensors, Format).
+    """
+    spans: dict[str, tuple[int, int]] = {}  # name -> where its first row begins, bytes of a row
+    left = set(range(rows))
+    with replacing(path) as temporary, open(temporary, "r+b", buffering=0) as file:
+        for places, states in batches:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in states.items()}
+            if not spans:
+                shapes = {name: [rows, tensor.shape[1]] for name, tensor in tensors.items()}
+                dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+                start = len(_header(notes, shapes, dtypes, dict.fromkeys(shapes, "0" * 8)))
+                for name, tensor in tensors.items():
+                    spans[name] = start, tensor[0].nbytes
+                    start += rows * tensor[0].nbytes
+            for name, tensor in tensors.items():
+                begin, size = spans[name]
+                for place, row in zip(places, tensor, strict=True):
+                    _write_at(file, begin + place * size, _bytes(row))
+            left.difference_update(places)
+        if left:
+            raise OSError(f"rows are missing in the file: {len(left)} of {rows}")
+        checksums = {
+            name: f"{_crc32_at(file, begin, rows * size):08x}"
+            for name, (begin, size) in spans.items()
+        }
+        _write_at(file, 0, _header(notes, shapes, dtypes, checksums))
+        if set(_reopened(Tensors, temporary)) != set(spans):
+            raise OSError("tensors are missing in the file")
+
+
+def _header(notes: dict | None, shapes: dict, dtypes: dict, checksums: dict) -> bytes:
+    """The beginning of a safetensors file of such tensors in their order, its length first."""
+    found: dict[str, Any] = {"__metadata__": _noted(notes, shapes, dtypes, checksums)}
+    end = 0
+    for name, (rows, width) in shapes.items():
+        begin, end = end, end + rows * width * (4 if dtypes[name] == "torch.float32" else 2)
+        found[name] = {"dtype": NAMES[dtypes[name]], "shape": [rows, width]}
+        found[name]["data_offsets"] = [begin, end]
+    text = json.dumps(found).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_at(file, place: int, data) -> None:
+    """Write all of the data from a byte of an open file on."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file.fileno(), data[written:], place + written)
+
+
+def _crc32_at(file, begin: int, size: int) -> int:
+    """The CRC-32 of so many bytes of an open file; OSError where it ends before."""
+    found, end = 0, begin + size
+    while begin < end:
+        data = os.pread(file.fileno(), min(1 << 24, end - begin), begin)
+        if not data:
+            raise OSError("the file is shorter than what was written")
+        found, begin = zlib.crc32(data, found), begin + len(data)
+    return found
 
 
 class Tensors:

@@ -139,18 +139,16 @@ def run_decoder(
 
 
 @torch.inference_mode()
-def last_token_states(
+def last_token_batches(
     engine: Engine,
     groups: Sequence[Sequence[Sequence[int]]],
     progress: Callable[[int, int], None] = lambda prompts, tokens: None,
-) -> dict[str, torch.Tensor]:
-    """States at the last token of every prompt: name -> [prompts, d_model], on the CPU.
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """(places of some prompts, their states: name -> [places, d_model]) until all are done.
 
-    `groups` are lists of prompts (token ids) that share their beginning; rows come in that order.
+    `groups` are lists of prompts (token ids) that share their beginning; places count in that order.
     `progress(prompts, tokens)` is called after each batch with what was done in it.
     """
-    total = sum(map(len, groups))
-    result: dict[str, torch.Tensor] = {}
     offset = 0
     for prompts in groups:
         prefix = shared_prefix(prompts, rotary_switch(engine))
@@ -172,11 +170,25 @@ def last_token_states(
             return {name: state.cpu() for name, state in states.items()}
 
         for rows, states in run_batches(engine, [len(r) for r in rests], run):
-            where = torch.tensor(rows) + offset
-            for name, state in states.items():
-                if name not in result:
-                    result[name] = torch.empty(total, state.shape[-1], dtype=state.dtype)
-                result[name][where] = state
+            yield [row + offset for row in rows], states
             progress(len(rows), sum(len(rests[i]) for i in rows))
         offset += len(prompts)
+
+
+def last_token_states(
+    engine: Engine,
+    groups: Sequence[Sequence[Sequence[int]]],
+    progress: Callable[[int, int], None] = lambda prompts, tokens: None,
+) -> dict[str, torch.Tensor]:
+    """States at the last token of every prompt: name -> [prompts, d_model], on the CPU.
+
+    As `last_token_batches`, all of them in memory.
+    """
+    total = sum(map(len, groups))
+    result: dict[str, torch.Tensor] = {}
+    for places, states in last_token_batches(engine, groups, progress):
+        for name, state in states.items():
+            if name not in result:
+                result[name] = torch.empty(total, state.shape[-1], dtype=state.dtype)
+            result[name][places] = state
     return result
