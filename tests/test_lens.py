@@ -4,11 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import tiny
+import vecsweep.tables
 from conftest import REPO, command, run_stage
 from test_models import final_norm
 from test_states import plain_states
@@ -16,6 +18,7 @@ from vecsweep.engine import decoding, products
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.layout import STAGES
+from vecsweep.stages import lens
 from vecsweep.stages.lens import TOP_K
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
@@ -190,6 +193,29 @@ def test_a_block_is_the_same_alone(decoded, tmp_path):
     run_stage("lens", **made.command, first=0, last=2, output=tmp_path / "all.parquet")
     blocks = [row for path in made.lens for row in pq.read_table(path).to_pylist()]
     assert pq.read_table(tmp_path / "all.parquet").to_pylist() == blocks
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gptj"])
+def test_more_prompts_than_are_decoded_together(decoded, kind, monkeypatch, tmp_path):
+    made = decoded(kind)
+    last = tiny.layers_of(kind) - 1
+    tables = []
+    for together in (8192, 50, 12, 5, 1):  # of 12 prompts, 24 or 36 states a layer
+        monkeypatch.setattr(lens, "DECODED_TOGETHER", together)
+        monkeypatch.setattr(vecsweep.tables, "ROW_GROUP", 20)
+        path = tmp_path / f"{together}.parquet"
+        run_stage("lens", **made.command, first=0, last=last, output=path)
+        found = pq.ParquetFile(path).metadata
+        groups = [found.row_group(i).num_rows for i in range(found.num_row_groups)]
+        assert len(groups) > 2 and min(groups[:-1]) >= 20
+        tables.append(pq.read_table(path).to_pandas())
+    for table in tables[1:]:
+        for name in table:
+            if name.endswith("probability"):
+                both = (np.stack(frame[name].to_numpy()) for frame in (table, tables[0]))
+                np.testing.assert_allclose(*both, rtol=1e-5)
+            else:
+                assert list(map(str, table[name])) == list(map(str, tables[0][name])), name
 
 
 def readout_of(weight, bias=None):

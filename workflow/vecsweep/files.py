@@ -396,20 +396,28 @@ def _reopened(reader: Callable[..., Any], path) -> Any:
 
 def write_table(table, path, notes: dict | None = None) -> None:
     """Write a pyarrow table as Parquet, with a checksum of the file and where it comes from."""
+    write_tables([table], table.schema, path, notes)
+
+
+def write_tables(tables, schema, path, notes: dict | None = None) -> None:
+    """Write pyarrow tables of one schema as one Parquet file, each when it comes."""
     import pyarrow.parquet as pq
 
     notes = provenance() | {name: str(value) for name, value in (notes or {}).items()}
-    table = table.replace_schema_metadata(notes)
+    schema = schema.with_metadata(notes)
     how: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    written = 0
     with replacing(path) as temporary:
-        with pq.ParquetWriter(temporary, table.schema, **how) as writer:
-            writer.write_table(table)
+        with pq.ParquetWriter(temporary, schema, **how) as writer:
+            for table in tables:
+                writer.write_table(table.replace_schema_metadata(notes))
+                written += len(table)
             # Added last: it stands in the notes alone, and not in a copy of them.
             writer.add_key_value_metadata({"checksum": (MARK + b"0" * 8).decode()})
         _mark(temporary)
         rows = _reopened(lambda path: _opened(_checked(path)[0], path).metadata.num_rows, temporary)
-        if rows != len(table):
-            raise OSError(f"{rows} of {len(table)} rows came into the file")
+        if rows != written:
+            raise OSError(f"{rows} of {written} rows came into the file")
 
 
 def _mark(path) -> None:

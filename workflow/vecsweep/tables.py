@@ -4,12 +4,13 @@ A column is described once, in `columns`; a table's own words go before that. A 
 there and ends in _low or _high is an end of the 95 % band of the column without it.
 """
 
+from collections.abc import Iterator
 from functools import cache
 
 import pyarrow as pa
 
 from vecsweep import Problem
-from vecsweep.files import PACKAGE, packaged, read_table, write_table
+from vecsweep.files import PACKAGE, packaged, read_table, write_table, write_tables
 
 # Type of tables.yaml -> (pyarrow's, DuckDB's).
 TYPES = {
@@ -23,6 +24,7 @@ TYPES = {
     "double": (pa.float64(), "DOUBLE"),
 }
 LIST = "list of "
+ROW_GROUP = 131_072  # rows, at least, that are written together: DuckDB's own measure is near it
 BAND = {"_low": "Lower", "_high": "Upper"}
 FORMS = {
     "table": "table",
@@ -71,6 +73,27 @@ def schema(name: str) -> pa.Schema:
 
 def write(name: str, rows: list[dict] | pa.Table, path, notes: dict | None = None) -> None:
     """Write a Parquet table; ValueError if rows have not its columns, or another type of value."""
+    write_table(_table(name, rows), path, notes)
+
+
+def write_parts(name: str, parts: Iterator[pa.Table], path, notes: dict | None = None) -> None:
+    """Write a Parquet table as `write` does, of parts as they come, about ROW_GROUP rows at a time."""
+    write_tables(_gathered(_table(name, part) for part in parts), schema(name), path, notes)
+
+
+def _gathered(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in larger tables: readers lose time over each."""
+    some: list[pa.Table] = []
+    for part in parts:
+        some.append(part)
+        if sum(map(len, some)) >= ROW_GROUP:
+            yield pa.concat_tables(some)
+            some = []
+    if some:
+        yield pa.concat_tables(some)
+
+
+def _table(name: str, rows: list[dict] | pa.Table) -> pa.Table:
     wanted = schema(name)
     arrow = isinstance(rows, pa.Table)
     for names in [set(rows.column_names)] if arrow else map(set, rows):
@@ -84,7 +107,7 @@ def write(name: str, rows: list[dict] | pa.Table, path, notes: dict | None = Non
             columns.append(_cast(values, field.type) if arrow else _array(values, field.type))
         except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
             raise ValueError(f"table {name}, column {field.name}: {error}") from error
-    write_table(pa.table(columns, schema=wanted), path, notes)
+    return pa.table(columns, schema=wanted)
 
 
 def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:

@@ -1,5 +1,8 @@
 """Stage `lens`: early decoding of stored states, from the readout alone (paper section 2)."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 import pyarrow as pa
 import torch
 
@@ -11,7 +14,7 @@ from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
 TARGETS = ("argument", "answer")
-DECODED_TOGETHER = 8192  # states, at most: their memory does not grow with the prompts
+DECODED_TOGETHER = 8192  # states, at most: memory does not grow with the prompts
 TOP_K = 10  # top tokens that are stored; `lens.top_k` of them are shown
 # How the states came about: the tables' provenance reaches back to the run of the model.
 STATES_NOTES = (
@@ -32,24 +35,37 @@ def run(args):
     readout = once(args, Readout.load, args.readout)
     targets = target_tokens(rows)
     parallel = description["parallel_blocks"]
-    unit = len(rows) * (3 if parallel else 2)  # states of a layer
-    each = max(1, DECODED_TOGETHER // unit)
-    blocks = []
-    for first in range(args.first, args.last + 1, each):
-        some = [
-            ({"layer": layer, "site": site}, state.float())
-            for layer in range(first, min(first + each, args.last + 1))
-            for site, state in sites(states, layer, parallel)
-        ]
-        several = [tokens.repeat(len(some), 1) for tokens in targets]
-        # Many layers at a time: the LM head is read from memory once for all of them.
-        decoded = decode(readout, torch.cat([x for _, x in some]), several, TOP_K, unit=unit)
-        for i, (labels, _) in enumerate(some):
-            columns = columns_of(decoded, slice(i * len(rows), (i + 1) * len(rows)))
-            blocks.append(_labelled(columns, description["model"], rows, labels))
+    blocks = range(args.first, args.last + 1)
+    parts = decoded_parts(description["model"], rows, states, blocks, parallel, readout, targets)
     notes = {f"states_{key}": states.metadata[key] for key in STATES_NOTES}
     notes["step_version"] = STAGES["lens"].version
-    tables.write("lens", pa.concat_tables(blocks), args.output, notes)
+    tables.write_parts("lens", parts, args.output, notes)
+
+
+def decoded_parts(
+    model: str, rows: list[dict], states, layers: range, parallel: bool, readout: Readout, targets
+) -> Iterator[pa.Table]:
+    """The table's rows by layer, site and prompt, decoded DECODED_TOGETHER states at a time."""
+    count = 3 if parallel else 2  # sites of a layer
+    cuts = [slice(i, i + DECODED_TOGETHER) for i in range(0, len(rows), DECODED_TOGETHER)]
+    pieces = (
+        ({"layer": layer, "site": site}, cut, state[cut].float())
+        for layer in layers
+        for site, state in sites(states, layer, parallel)
+        for cut in cuts
+    )
+    # Many layers at a time: the LM head is read from memory once for all of them.
+    together = DECODED_TOGETHER // (len(rows) * count) * count or 1
+    while some := list(islice(pieces, together)):
+        several = [torch.cat([tokens[cut] for _, cut, _ in some]) for tokens in targets]
+        found = torch.cat([state for _, _, state in some])
+        unit = len(rows) * count if together > 1 else None
+        decoded = decode(readout, found, several, TOP_K, unit=unit)
+        start = 0
+        for labels, cut, state in some:
+            columns = columns_of(decoded, slice(start, start + len(state)))
+            yield _labelled(columns, model, rows[cut], labels)
+            start += len(state)
 
 
 def sites(states, layer: int, parallel: bool):
