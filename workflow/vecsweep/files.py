@@ -199,11 +199,11 @@ def _checksum(tensor) -> str:
     return f"{zlib.crc32(_bytes(tensor)):08x}"
 
 
-def _bytes(tensor) -> memoryview:
-    """A tensor's bytes, without a copy where it is contiguous."""
+def _bytes(tensor):
+    """A tensor's bytes, as an array, without a copy where it is contiguous."""
     import torch
 
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _header_checksum(notes: dict, shapes: dict) -> str:
