@@ -204,15 +204,20 @@ def test_mistakes_in_models_whose_names_are_numbers_and_words():
     problem(changed)
 
 
-def groups(cores, fits=None, tasks=13, **models):
-    """(Sizes of the jobs of stage `states`, and of `ablations`) of each model in turn."""
+def sweep_of(tasks, models):
+    """A sweep of so many tasks, of which nothing has run."""
     names = [f"t{k}" for k in range(tasks)]
     given = {name: tiny.config("gpt2", "x") | changes for name, changes in models.items()}
     sweep = Sweep(
         config.checked({"models": given, "tasks": {name: {} for name in names}}), "nowhere"
     )
     sweep.loaded = dict.fromkeys(names, SimpleNamespace(data="x", out_of_domain={}))
-    found = sweep.groups(cores, fits)
+    return sweep
+
+
+def groups(cores, fits=None, tasks=13, **models):
+    """(Sizes of the jobs of stage `states`, and of `ablations`) of each model in turn."""
+    found = sweep_of(tasks, models).groups(cores, fits)
     return [[list(map(len, found[name][s])) for s in ("states", "ablations")] for name in models]
 
 
@@ -230,6 +235,29 @@ def test_tasks_of_a_job():
     assert groups(2, a={"tasks_per_job": 1}) == [[[], []]]
     # On a cluster the number of cores is of no matter.
     assert groups(2, lambda stage, model: 2 if stage.long else 9, a={}) == [[[7, 6], [2] * 6]]
+
+
+@pytest.mark.parametrize(
+    "cores, tasks, changes, states, lens",
+    [
+        (2, 13, {}, 1, 1),
+        (2, 2, {"tasks_per_job": 2}, 2, 2),
+        (2, 2, {"tasks_per_job": 2, "layers_per_job": 2}, 2, 1),  # a job for each of two blocks
+        (2, 2, {"tasks_per_job": 1}, 1, 1),
+        (16, 2, {"tasks_per_job": 2}, 4, 4),  # never more
+        (16, 7, {"tasks_per_job": 1}, 2, 2),
+        (16, 40, {}, 1, 1),
+        (1, 1, {}, 1, 1),
+    ],
+)
+def test_few_jobs_take_more_threads_each(cores, tasks, changes, states, lens):
+    sweep = sweep_of(tasks, {"a": {"layers": 4, "layers_per_job": 4} | changes})
+    found = sweep.threads(cores, sweep.groups(cores))
+    assert (found["states"], found["lens"]) == (states, lens)
+    assert not {"models", "prompts", "summary"} & found.keys()
+    # Of two models each job has no more.
+    two = sweep_of(tasks, {name: {"layers": 4, "layers_per_job": 4} | changes for name in "ab"})
+    assert two.threads(cores, two.groups(cores))["states"] <= max(1, states)
 
 
 def test_runs_of_nearly_equal_length():

@@ -65,10 +65,10 @@ def cluster():
     # Sockets need a short path, which pytest's own folders are not.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     ports = str(free_ports())
-    memory = {"MEM": "16000", "BASEPORT": ports}
+    sizes = {"MEM": "16000", "CPUS": "4", "BASEPORT": ports}
     up = [HERE / "cluster-up.sh", folder, "sacct"]
     try:
-        subprocess.run(up, check=True, env=os.environ | memory, timeout=GUARD)
+        subprocess.run(up, check=True, env=os.environ | sizes, timeout=GUARD)
         environment = os.environ | {
             "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
             "PATH": os.pathsep.join([str(folder / "bin"), str(BIN), os.environ["PATH"]]),

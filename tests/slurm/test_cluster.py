@@ -3,13 +3,13 @@
 from slurm.conftest import ENDS, jobs, last_job
 
 
-# With tasks_per_job: auto one job takes both tasks of a stage, and has no wildcards.
+# With tasks_per_job: auto one job takes all tasks of a stage, and has no wildcards.
 def jobs_of(model, *tasks):
     """(rule, wildcards) of a model's jobs for new tasks, in Slurm's records."""
     rules = ("prompts", "states", "stages", "attribution")
-    if model == "wide" and len(tasks) > 1:
-        names = [f"{rule}_wide_{tasks[0]}" for rule in rules]
-        return [(name, "") for name in (*names, f"lens_wide_{tasks[0]}_0_2")]
+    if model != "seq" and len(tasks) > 1:
+        names = [f"{rule}_{model}_{tasks[0]}" for rule in rules]
+        return [(name, "") for name in (*names, f"lens_{model}_{tasks[0]}_0_2")]
     found = [(rule, f"{model}_{task}") for rule in rules for task in tasks]
     return found + [("lens", f"{model}_{task}_0-2") for task in tasks]
 
@@ -75,7 +75,7 @@ def test_a_second_run_submits_nothing(project, swept):
 
 def test_a_model_and_a_task_more_submit_their_own_jobs(project, swept):
     last = last_job(project.cluster)
-    project.add_model("more", "gpt2")
+    project.add_model("more", "gpt2", tasks_per_job="auto")
     project.add_task("nouns")
     done = project.slurm("results/summary.duckdb")
     assert done.returncode == 0, done.stdout[-6000:]

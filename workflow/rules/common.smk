@@ -118,13 +118,17 @@ DATABASE = made(SUMMARY, Cell())["database"]
 # the groups are noted when a run starts.
 NOTED = Path(RESULTS) / "groups.json"
 CORES = workflow.resource_settings.cores or 1
+# Who says how many jobs may be in a queue has a cluster.
+ON_CLUSTER = workflow.resource_settings.nodes is not None
 if not workflow.is_main_process and NOTED.exists():
     GROUPS = read_json(NOTED)
 else:
-    # Who says how many jobs may be in a queue has a cluster.
-    on_cluster = workflow.resource_settings.nodes is not None
-    GROUPS = SWEEP.groups(CORES, REQUESTS.together if on_cluster else None)
+    GROUPS = SWEEP.groups(CORES, REQUESTS.together if ON_CLUSTER else None)
 vecsweep.sweep.GROUPS.update(GROUPS)  # what shows the run's progress counts by them
+
+# Few jobs take more threads each. On a cluster, and inside its jobs, one: the site says how many cores.
+HERE_ALONE = workflow.is_main_process and not ON_CLUSTER
+THREADS = SWEEP.threads(CORES, GROUPS) if HERE_ALONE else {}
 
 
 def alone(stage):

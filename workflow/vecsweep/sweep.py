@@ -28,6 +28,7 @@ from vecsweep.tasks.formats import locate
 Groups = dict[str, dict[str, list[list[str]]]]  # model -> stage -> tasks of a job
 
 
+MOST_THREADS = 4  # of a job: with more, small matrices only wait for each other
 # This process's run: which tasks a job takes together, by model and stage.
 GROUPS: Groups = {}
 
@@ -348,6 +349,22 @@ class Sweep:
                 chunks = parted(names[len(ahead) :], math.ceil(count))
                 found[model][stage.name] = [chunk for chunk in chunks if len(chunk) > 1]
                 found[model][stage.name] += [ahead] * bool(ahead)
+        return found
+
+    def threads(self, cores: int, groups: Groups) -> dict[str, int]:
+        """Stage -> threads of each of its jobs on one machine, where they are fewer than the cores.
+
+        Only of stages that multiply matrices, and up to MOST_THREADS.
+        """
+        found = {}
+        for stage in ROWS:
+            cells = [cell for other, cell in self._outdated if other == stage.name]
+            jobs = len(cells)
+            for model, by_stage in groups.items():
+                blocks = len(self.blocks(model)) if "layers" in stage.parts else 1
+                jobs -= sum(blocks * (len(tasks) - 1) for tasks in by_stage.get(stage.name, []))
+            if jobs > 0 and (stage.runs_model or stage.name == "lens"):
+                found[stage.name] = max(1, min(cores // jobs, MOST_THREADS))
         return found
 
     def _goes_ahead(self, stage: Stage, model: str, names: list[str], fits) -> bool:
