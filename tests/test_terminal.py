@@ -288,9 +288,10 @@ def test_a_dry_run_says_what_each_stage_is_to_make(project):
 def test_a_finding_is_three_lines():
     said = "The FFN update of a → b takes it up. Stronger than it: the mean, 0.5 (p = 0.001)."
     row = {"model": "m", "task": "t", "sentence": said, "rival": "mean", "enough": True}
-    rows = [row | {"lifts": lifts, "beaten": beaten} for lifts, beaten in [(1, 0), (1, 1), (0, 1)]]
+    kinds = [(1, 1, 0), (1, 1, 1), (1, 0, 1), (0, 0, 1)]
+    rows = [row | dict(zip(("some", "lifts", "beaten"), kind)) for kind in kinds]
     first, second, third = finding(rows)
-    assert ": 2 of 3; in 1 of these nothing else is surely stronger." in first
+    assert ": 3 of 4; an FFN's update does in 2, and in 1 of these nothing else is surely" in first
     assert second == "m, t: The FFN update of a → b takes it up."
     assert third.startswith("Stronger than it: the mean, 0.5 (p = 0.001). (table methods, rows o-")
     assert finding([])[0].startswith("No finding: no prompt")

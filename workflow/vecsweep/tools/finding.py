@@ -1,6 +1,7 @@
 """What the sweep found, in three lines, from table `claims`, and where its page is.
 
-How many of the o-vectors lift the answer; the one that does so most surely; what is stronger.
+In how many cells a vector lifts the answer, as the page's first screen has it, and in how many an
+o-vector does; the o-vector that does so most surely; what is stronger.
 """
 
 import re
@@ -13,10 +14,11 @@ ONE = re.compile(r"(?<=\.) (?=Stronger than it:|Next to it:|Among all answers)")
 # An o-vector's sentence, and the numbers that it was made of.
 QUERY = """
 SELECT c.model, c.task, c.sentence, enough(e.prompts) AS enough, e.rise_low > 0 AS lifts, e.rise_low,
-       s.method AS rival, s.difference > 0 AND s.p_holm < 0.05 AS beaten
+       f.lift = 'yes' AS some, s.method AS rival, s.difference > 0 AND s.p_holm < 0.05 AS beaten
 FROM claims AS c
 JOIN effects AS e ON (e.model, e.ovector_task, e.task, e.domain, e.method)
                    = (c.model, c.task, c.task, 'in', 'o-vector')
+JOIN findings AS f ON (f.model, f.task) = (c.model, c.task)
 JOIN strongest AS s ON (s.model, s.ovector_task, s.task, s.domain)
                      = (e.model, e.ovector_task, e.task, e.domain)
 WHERE c.claim = 'o-vector' AND c.domain = 'in'
@@ -52,7 +54,7 @@ def run(args):
 
 
 def finding(rows: list[dict]) -> list[str]:
-    """Three lines of what the o-vectors do: a count, the surest, its strongest rival.
+    """Three lines of what vectors do: counts, the surest o-vector, its strongest rival.
 
     `rows` are those of QUERY, the surest first.
     """
@@ -65,9 +67,11 @@ def finding(rows: list[dict]) -> list[str]:
     lifts = [row for row in fair if row["lifts"]]
     best = [row for row in lifts if not row["beaten"]]
     few = f"; {len(rows) - len(fair)} more have too few test prompts" * (len(fair) < len(rows))
+    alone = f", and in {len(best)} of these nothing else is surely stronger" * bool(lifts)
     head = (
-        f"Models x tasks in which an FFN's update surely lifts the answer in novel contexts: "
-        f"{len(lifts)} of {len(fair)}; in {len(best)} of these nothing else is surely stronger{few}."
+        f"Models x tasks in which some vector surely lifts the answer in novel contexts: "
+        f"{sum(bool(row['some']) for row in fair)} of {len(fair)}; an FFN's update does in "
+        f"{len(lifts)}{alone}{few}."
     )
     said = ONE.split(fair[0]["sentence"])
     rival = " ".join(said[1:2]) or "No rival was tried."
