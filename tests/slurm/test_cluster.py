@@ -80,7 +80,7 @@ def test_a_model_and_a_task_more_submit_their_own_jobs(project, swept):
     done = project.slurm("results/summary.duckdb")
     assert done.returncode == 0, done.stdout[-6000:]
     found = sorted((row["rule"], row["wildcards"]) for row in jobs(project.cluster, last))
-    expected = [("models", "more"), ("summary", ""), *jobs_of("more", "towns", "verbs", "nouns")]
+    expected = [("models", "more"), ("summary", ""), *jobs_of("more", "nouns", "towns", "verbs")]
     expected += [*jobs_of("seq", "nouns"), *jobs_of("wide", "nouns")]
     assert found == sorted(expected)
     models = project.query("SELECT model FROM models ORDER BY ALL")

@@ -268,7 +268,7 @@ def _noted(notes: dict | None, shapes: dict, dtypes: dict, checksums: dict) -> d
     return noted | {"checksums": json.dumps(checksums | {"": _header_checksum(noted, shapes)})}
 
 
-NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+DTYPES = {"torch.float32": ("F32", 4), "torch.bfloat16": ("BF16", 2), "torch.float16": ("F16", 2)}
 
 
 def write_rows(batches, rows: int, path, notes: dict | None = None) -> None:
@@ -311,9 +311,9 @@ def _header(notes: dict | None, shapes: dict, dtypes: dict, checksums: dict) -> 
     found: dict[str, Any] = {"__metadata__": _noted(notes, shapes, dtypes, checksums)}
     end = 0
     for name, (rows, width) in shapes.items():
-        begin, end = end, end + rows * width * (4 if dtypes[name] == "torch.float32" else 2)
-        found[name] = {"dtype": NAMES[dtypes[name]], "shape": [rows, width]}
-        found[name]["data_offsets"] = [begin, end]
+        kind, size = DTYPES[dtypes[name]]
+        begin, end = end, end + rows * width * size
+        found[name] = {"dtype": kind, "shape": [rows, width], "data_offsets": [begin, end]}
     text = json.dumps(found).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
