@@ -43,9 +43,9 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
         # The longest first: at the end of a sweep a core would wait for them.
         priority: int(stage.long)
         localrule: local
-        threads: THREADS.get(stage.name, 1)
         conda:
             f"../../envs/{stage.environment}.yaml"
+        threads: THREADS.get(stage.name, 1)
         resources:
             **REQUESTS.of(stage),
         params:
@@ -78,9 +78,9 @@ for model, by_stage in GROUPS.items():
                         f"results/benchmarks/{place}.tsv"
                     # One alone goes ahead of all, for a first look.
                     priority: 2 if len(members) == 1 else int(stage.long)
-                    threads: THREADS.get(stage.name, 1)
                     conda:
                         f"../../envs/{stage.environment}.yaml"
+                    threads: THREADS.get(stage.name, 1)
                     resources:
                         **REQUESTS.of(stage, model, len(members)),
                     params:
