@@ -1,11 +1,12 @@
 """Table `effects`: what each method did on test, with intervals, beside the o-vector."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from vecsweep.statistics import ENOUGH, band, difference, share_of, spread
+from vecsweep.statistics import ENOUGH, band, difference, places, share_of
 
 SETTING = (
     *("model", "ovector_task", "task", "domain", "method", "source_layer"),
@@ -41,26 +42,28 @@ def effects(connection, model: str, resamples: int) -> pd.DataFrame:
             [model, ovector_task, task, domain],
         ).df()
         methods = dict(iter(rows.groupby("method", sort=True)))
-        reference = matrix(methods["o-vector"], AFTER) if "o-vector" in methods else None
+        reference = matrices(methods["o-vector"])(AFTER) if "o-vector" in methods else None
         found += [row(group, reference, resamples) for group in methods.values()]
     return frame(found)
 
 
-def matrix(group: pd.DataFrame, measure: str) -> np.ndarray:
-    """A measure of one method [vectors, prompts]; nan where a vector lacks a prompt."""
-    return spread(group, "vector", "prompt_id", group[measure].to_numpy(float))
+def matrices(group: pd.DataFrame) -> Callable[[str], np.ndarray]:
+    """Measure -> that of one method [vectors, prompts]; nan where a vector lacks a prompt."""
+    matrix = places(group, "vector", "prompt_id")
+    return lambda measure: matrix(group[measure].to_numpy(float))
 
 
 def row(group: pd.DataFrame, reference: np.ndarray | None, resamples: int) -> dict:
     """A row of the table from one method's outcomes; `reference` the o-vector's matrix."""
     found = {name: group[name].iloc[0] for name in SETTING}
-    after = matrix(group, AFTER)
+    matrix = matrices(group)
+    after = matrix(AFTER)
     found |= {"prompts": after.shape[1], "vectors": len(after)}
     for measure in MEANS:
-        found |= ends(measure, band(matrix(group, measure), resamples))
+        found |= ends(measure, band(matrix(measure), resamples))
     for measure in SHARES:
         # Some count only some prompts: no effect, those whose argument was on top before.
-        values = matrix(group, measure)
+        values = matrix(measure)
         found |= ends(measure, share_of(values[:, ~np.isnan(values).any(0)]))
     found["among_chance"] = group["among_chance"].mean()
     found["transfer"] = transfer(found)

@@ -7,6 +7,7 @@ Wilson's interval of their mean, which is the widest that such values can have.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numpy as np
@@ -109,13 +110,25 @@ def spread(rows, index: str, columns: str, values, both=None) -> np.ndarray:
     Over what stands in each, sorted, or over the sorted values `both`. ValueError if two rows have
     one place. As pandas' pivot, which takes a hundred times as long for a matrix of this size.
     """
-    ids = [np.unique(rows[name]) if both is None else both for name in (index, columns)]
-    row, column = (np.searchsorted(i, rows[name]) for i, name in zip(ids, (index, columns)))
-    if len({*zip(row, column)}) < len(rows):
+    return places(rows, index, columns, both)(values)
+
+
+def places(rows, index: str, columns: str, both=None) -> Callable:
+    """What `spread` does with values, for several of them: the rows' places are the same."""
+    found = [rows[name].to_numpy() for name in (index, columns)]
+    ids = [np.unique(values) if both is None else both for values in found]
+    row, column = (np.searchsorted(i, values) for i, values in zip(ids, found))
+    shape = tuple(map(len, ids))
+    flat = np.ravel_multi_index((row, column), shape)
+    if len(np.unique(flat)) < len(rows):
         raise ValueError("two rows for one place")
-    found = np.full([len(i) for i in ids], np.nan)
-    found[row, column] = values
-    return found
+
+    def matrix(values) -> np.ndarray:
+        found = np.full(shape, np.nan)
+        found.flat[flat] = values
+        return found
+
+    return matrix
 
 
 def crossed_means(values, resamples: int, seed: int):
