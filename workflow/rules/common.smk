@@ -127,8 +127,7 @@ else:
 vecsweep.sweep.GROUPS.update(GROUPS)  # what shows the run's progress counts by them
 
 # Few jobs take more threads each. On a cluster, and inside its jobs, one: the site says how many cores.
-HERE_ALONE = workflow.is_main_process and not ON_CLUSTER
-THREADS = SWEEP.threads(CORES, GROUPS) if HERE_ALONE else {}
+THREADS = {} if ON_CLUSTER or not workflow.is_main_process else SWEEP.threads(CORES, GROUPS)
 
 
 def alone(stage):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -356,10 +357,10 @@ class Sweep:
 
         Only of stages that multiply matrices, and up to MOST_THREADS.
         """
+        cells = Counter(name for name, _ in self._outdated)
         found = {}
         for stage in ROWS:
-            cells = [cell for other, cell in self._outdated if other == stage.name]
-            jobs = len(cells)
+            jobs = cells[stage.name]
             for model, by_stage in groups.items():
                 blocks = len(self.blocks(model)) if "layers" in stage.parts else 1
                 jobs -= sum(blocks * (len(tasks) - 1) for tasks in by_stage.get(stage.name, []))
