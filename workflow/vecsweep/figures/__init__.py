@@ -21,7 +21,7 @@ class Figure(NamedTuple):
 
 SERIES = "Training"  # the category of figures that need models of several revisions
 FIGURES = {
-    "reciprocal_rank": Figure("curves", 3, "Argument and answer by depth", "Stages"),
+    "reciprocal_rank": Figure("curves", 4, "Argument and answer by depth", "Stages"),
     "example": Figure("examples", 2, "Top tokens of one prompt, layer by layer", "Stages"),
     "patterns": Figure("patterns", 3, "Patterns and applying sublayers", "Stages"),
     "crossover": Figure("curves", 3, "Depth of the crossover", "Stages"),

@@ -38,7 +38,8 @@ def reciprocal_rank(connection):
             look = {"color": GREY, "linewidth": 0.8, "linestyle": ":", "zorder": 0}
             panel.axvline(crossings[cell]["depth"], **look)
     label_depth(figure)
-    legend(figure, [*target_keys(), band_key(), line_key("crossover", ":")])
+    keys = [line_key("crossover", ":")] * any(cell in crossings for cell in panels)
+    legend(figure, [*target_keys(), band_key(), *keys])
     return figure
 
 

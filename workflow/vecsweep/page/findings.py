@@ -272,7 +272,7 @@ def headline(data: dict) -> str:
         x = Counter(row["x"] for row in found)
         few = x["few"] + x["too few"]
         parts = [
-            f"{x['no']} have none" * bool(x["no"]),
+            f"{x['no']} without" * bool(x["no"]),
             f"{x['undecided']} undecided" * bool(x["undecided"]),
         ]
         parts.append(f"{few} with too few right answers to say" * bool(few))
