@@ -27,7 +27,7 @@ EACH_DIRECTION = 8
 # Fewer states, or tokens, are over before the weight is in bfloat16.
 FEWEST, SMALLEST = 64, 4096
 # Tokens a state whose logits are known exactly: most of the probability, mostly.
-KNOWN = 128
+KNOWN = 64
 # What an accelerator takes at a time.
 DEVICE_ROWS, DEVICE_CHUNK = 2048, 16384
 

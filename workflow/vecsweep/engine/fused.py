@@ -11,6 +11,8 @@ from numba import njit
 PART = np.float32(0.002)  # rounding to bfloat16 changes a number by up to 2^-9 of itself
 FAINT = np.float32(-80)  # e^-80 does not count beside 1, and what is smaller is slow
 PIECE = 128  # tokens that are looked at together; most pieces hold none that is in doubt
+FEW = 16  # those one by one where a piece holds some
+WIDER = np.float32(1.00001)  # what a bound of bounds may lose by its own rounding
 # Sums may be taken in any order (their rounding is within the bounds); infinities keep their meaning.
 LOOSE = {"reassoc", "contract", "nsz", "nnan"}
 
@@ -91,12 +93,22 @@ def insert(value, token, approximate, values, tokens, approximates):
 
 
 @compiled
-def sure_of(line, bounds, norms, count):
+def error_of(logit, bits, bound, norms, j):
+    """A bound on the error of an approximate logit of token j, its own roundings included.
+
+    `bits` are those of the bfloat16 parts of the row's logits, if there are any.
+    """
+    error = bound[0] * norms[0, j] + bound[1] * norms[1, j] + bound[2] + bound[3] * abs(logit)
+    return error + PART * abs(widened(bits[j])) if len(bits) else error
+
+
+@compiled
+def sure_of(line, bits, bound, norms, count):
     """What at least `count` tokens of a row reach for sure; -inf if there are fewer."""
     found = np.full(count, -np.inf, np.float32)
     if len(line) >= count:
         for j in range(len(line)):
-            value = line[j] - error_of(line[j], bounds, norms, j)
+            value = line[j] - error_of(line[j], bits, bound, norms, j)
             if value > found[count - 1]:
                 place = count - 1
                 while place > 0 and value > found[place - 1]:
@@ -107,10 +119,22 @@ def sure_of(line, bounds, norms, count):
 
 
 @compiled
-def error_of(logit, bounds, norms, j):
-    """A bound on the error of an approximate logit of token j, its own roundings included."""
-    error = bounds[0] * norms[0, j] + bounds[1] * norms[1, j] + bounds[2]
-    return error + bounds[3] * abs(logit)
+def size_of(values):
+    """The largest absolute value that is finite."""
+    largest = 0.0
+    for value in values:
+        if np.isfinite(value) and abs(value) > largest:
+            largest = abs(value)
+    return np.float32(largest)
+
+
+@compiled
+def any_within(line, below, over):
+    """Whether a number lies within below..over."""
+    found = np.float32(0)
+    for i in range(len(line)):
+        found += np.float32(1) if over >= line[i] >= below else np.float32(0)
+    return found > np.float32(0)
 
 
 @compiled
@@ -133,31 +157,31 @@ def pass_over(
     """
     count, width = high.shape
     targets, kept = best.shape[1], top.shape[1]
-    split = low.shape[1] > 0
     longest, longest_rest = norms[0].max(), norms[1].max()
-    upper, lower = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     lanes = np.empty(PIECE, np.float32)
     one, none, last = np.float32(1), np.float32(0), kept - 1
     for row in range(count):
-        line, bound = high[row], bounds[row]
-        scale, rest, fixed, rounding, tie = bound[0], bound[1], bound[2], bound[3], bound[4]
+        line, bits, bound = high[row], low[row], bounds[row]
+        tie = bound[4]
         # Slices, since a loop over one is known to stay inside and runs 16 numbers at a time.
         lanes[:] = -np.inf
         for first in range(0, width, PIECE):
             piece = line[first : first + PIECE]
-            if split:
-                bits = low[row, first : first + PIECE]
+            if len(bits):
+                some_bits = bits[first : first + PIECE]
                 for i in range(len(piece)):
-                    piece[i] += widened(bits[i])
+                    piece[i] += widened(some_bits[i])
             for i in range(len(piece)):
                 lanes[i] = piece[i] if piece[i] > lanes[i] else lanes[i]
         most = lanes.max()
-        # No error of a logit that matters here is larger.
-        widest = scale * longest + rest * (longest_rest + PART * longest) + fixed
-        widest += rounding * abs(most)
-        floor = np.float32(-np.inf)
+        floor = np.float32(top[row, last])
         if top_token[row, last] < 0:  # nothing to compare with yet
-            floor = sure_of(line, bound, norms, kept)
+            floor = sure_of(line, bits, bound, norms, kept)
+        # No logit near a target or the top is off by more; what is farther below them than that is
+        # off by a millionth of the distance more.
+        widest = bound[0] * longest + bound[1] * (longest_rest + PART * longest) + bound[2]
+        sizes = abs(most) + size_of(best[row]) + (abs(floor) if np.isfinite(floor) else none)
+        widest = WIDER * (widest + bound[3] * sizes)
         lowest = np.float32(best[row].min()) if targets else np.float32(np.inf)
         everything = 0.0
         summit = capped(most, cap) if cap > none else most
@@ -181,45 +205,43 @@ def pass_over(
             everything += some
             if near == none:
                 continue
-            norm, rest_norm = norms[0, first : first + PIECE], norms[1, first : first + PIECE]
-            if split:
-                bits = low[row, first : first + PIECE]
-                for i in range(len(piece)):
-                    error = scale * norm[i] + rest * rest_norm[i] + fixed
-                    error += rounding * abs(piece[i]) + PART * abs(widened(bits[i]))
-                    upper[i] = piece[i] + error
-                    lower[i] = piece[i] - error
-            else:
-                for i in range(len(piece)):
-                    error = scale * norm[i] + fixed + rounding * abs(piece[i])
-                    upper[i] = piece[i] + error
-                    lower[i] = piece[i] - error
-            up, down = upper[: len(piece)], lower[: len(piece)]
             for target in range(targets):
                 value = np.float32(best[row, target])
+                below, over = value - widest, value + widest
                 sure, maybe = none, none
-                for i in range(len(up)):
-                    sure += one if down[i] > value else none
-                    maybe += one if up[i] >= value else none
+                for i in range(len(piece)):
+                    sure += one if piece[i] > over else none
+                    maybe += one if piece[i] >= below else none
                 above[row, target] += np.int64(sure)
-                if maybe > sure:
-                    for i in range(len(up)):
-                        j = first + i
-                        if up[i] >= value >= down[i] and start + j != token[row, target]:
-                            exact = dot(states[row], weight[j]) + bias[j % len(bias)]
-                            above[row, target] += exact > best[row, target] + tie
-            maybe = none
-            for i in range(len(up)):
-                maybe += one if up[i] >= floor else none
-            if maybe == none:
+                if maybe == sure:
+                    continue
+                for part in range(0, len(piece), FEW):
+                    few = piece[part : part + FEW]
+                    if not any_within(few, below, over):
+                        continue
+                    for i in range(len(few)):
+                        if over >= few[i] >= below:
+                            j = first + part + i
+                            error = error_of(few[i], bits, bound, norms, j)
+                            if few[i] - error > value:
+                                above[row, target] += 1
+                            elif few[i] + error >= value and start + j != token[row, target]:
+                                exact = dot(states[row], weight[j]) + bias[j % len(bias)]
+                                above[row, target] += exact > best[row, target] + tie
+            below = floor - widest
+            if not any_within(piece, below, np.float32(np.inf)):
                 continue
-            for i in range(len(up)):
-                if up[i] >= floor:
-                    j = first + i
-                    exact = dot(states[row], weight[j]) + bias[j % len(bias)]
-                    if top_token[row, last] < 0 or exact > top[row, last]:
-                        insert(
-                            exact, start + j, piece[i],
-                            top[row], top_token[row], top_approximate[row],
-                        )  # fmt: skip
+            for part in range(0, len(piece), FEW):
+                few = piece[part : part + FEW]
+                if not any_within(few, below, np.float32(np.inf)):
+                    continue
+                for i in range(len(few)):
+                    j = first + part + i
+                    if few[i] + error_of(few[i], bits, bound, norms, j) >= floor:
+                        exact = dot(states[row], weight[j]) + bias[j % len(bias)]
+                        if top_token[row, last] < 0 or exact > top[row, last]:
+                            insert(
+                                exact, start + j, few[i],
+                                top[row], top_token[row], top_approximate[row],
+                            )  # fmt: skip
         peak[row], total[row] = summit, everything
