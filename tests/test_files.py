@@ -1,7 +1,11 @@
 """Results are whole or absent, and what cannot be written is said in one line."""
 
+import os
 import random
 import resource
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -103,3 +107,21 @@ def test_rows_as_they_come_are_not_held_in_memory(tmp_path):
     write_rows(batches(), 160, tmp_path / "rows")
     assert (tmp_path / "rows").stat().st_size > 160 * 2**20
     assert max(taken) - taken[0] < 40, "of 160 MB"
+
+
+LAST = """
+import sys, torch
+from vecsweep.files import read_table
+sys.exit(read_table(sys.argv[1]).num_rows != 1)
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_table_may_be_the_last_thing_that_is_read(tmp_path, attempt):
+    """Threads of pyarrow's that start as Python ends would abort it, nearly always on one core."""
+    write_table(pa.table({"number": [7]}), tmp_path / "table.parquet")
+    words = [sys.executable, "-c", LAST, tmp_path / "table.parquet"]
+    (core, *_) = os.sched_getaffinity(0)
+    alone = partial(os.sched_setaffinity, 0, {core})
+    done = subprocess.run(words, preexec_fn=alone, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas  # noqa: F401  pyarrow imports it when it needs it first: as another user, it fails
 import pyarrow as pa
 import pytest
 import torch
@@ -131,6 +132,26 @@ def test_width_extrapolates_by_the_layer():
     many = dict.fromkeys(width.STEPS, (4.0, 7e9))
     for row in width.rows(few, many, [1, 2]):
         assert row[1:] == (2, 1, 72, 3, 2, 143)
+
+
+def measure_width(vocabulary):
+    words = ["--part", 28, "--vocabulary", vocabulary, "--shards", 2, "--engine", "tensor"]
+    words = [sys.executable, "-m", "vecsweep", "width", *words, "--layers", 1, "--prompts", 2]
+    return subprocess.run([*map(str, words)], capture_output=True, text=True)
+
+
+def test_width_of_two_processes():
+    done = measure_width(60000)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes of 1 threads, engine tensor; layers: 1" in done.stdout
+    assert all(f"\n| {step} | " in done.stdout for step in width.STEPS)
+
+
+def test_width_of_what_cannot_be_shared():
+    done = measure_width(width.VOCABULARY)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("vecsweep width: a process holds the whole model")
+    assert done.stderr.count("\n") == 1
 
 
 @contextmanager

@@ -55,8 +55,9 @@ def started(commands: list[tuple[list[str], argparse.Namespace]]) -> int:
     """Run commands, (words, parsed), here or in the processes that share their model; the exit code."""
     jobs = [job for _, job in commands]
     first = jobs[0]
+    # Tools that measure shards start their processes themselves.
     shared = getattr(first, "shards", 1) > 1 or getattr(first, "offload", False)
-    if not shared or "RANK" in os.environ:
+    if first.command not in STAGES or not shared or "RANK" in os.environ:
         return run(jobs)
     from vecsweep.engine import launch, load
 

@@ -467,20 +467,24 @@ def check_tables(paths) -> None:
         print(f"{unchecked[0]}{others}: no checksum in it, so not checked", file=sys.stderr)
 
 
-def read_table(path, columns: list[str] | None = None, filters: list[tuple] | None = None):
+def read_table(path, columns: list[str] | None = None, where: dict | None = None):
     """The pyarrow table in a Parquet file; Problem if it is missing or damaged.
 
-    Of `columns` alone, and of the rows that pyarrow's `filters` let through.
+    Of `columns` alone; or of the rows that have all values of `where`, {column: value}.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.compute as pc
 
     data, marked = _checked(path)
     if not marked:
         print(f"{path}: no checksum in it, so not checked", file=sys.stderr)
+    file = _opened(data, path)
     try:
-        source = pa.BufferReader(data)
-        options = {"columns": columns, "filters": filters, "page_checksum_verification": True}
-        return pq.read_table(source, **options)
+        # By this thread alone: one of pyarrow's pool that is still starting when Python ends
+        # aborts it, whatever it had done (github.com/apache/arrow/issues/34314).
+        table = file.read(columns=columns, use_threads=False)
+        for name, value in (where or {}).items():
+            table = table.filter(pc.equal(table[name], value))
+        return table
     except (OSError, pa.ArrowException) as error:
         raise Problem(f"{path} is damaged ({error}); delete it and run again") from error

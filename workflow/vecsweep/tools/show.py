@@ -36,9 +36,9 @@ def run(args):
     """Print the layer table of one abstractive prompt."""
     check_cell(args.results, "stages", args.model, args.task)
     cell = f"{args.model}/{args.task}"
-    one_set = [("prompt_set", "=", "abstractive")]
-    prompts = read_table(args.results / "prompts" / f"{cell}.parquet", filters=one_set).to_pylist()
-    found = read_table(args.results / "stages" / f"{cell}.parquet", filters=one_set).to_pylist()
+    one_set = {"prompt_set": "abstractive"}
+    prompts = read_table(args.results / "prompts" / f"{cell}.parquet", where=one_set).to_pylist()
+    found = read_table(args.results / "stages" / f"{cell}.parquet", where=one_set).to_pylist()
     stages = {row["prompt_id"]: row for row in found}
     prompt = chosen(prompts, stages, args.argument, args.task)
     stage = stages[prompt["prompt_id"]]
@@ -89,11 +89,11 @@ def clarity(prompt: dict, stage: dict) -> tuple:
 def lens_of(results: Path, cell: str, prompt_id: int) -> dict[tuple[int, str], dict]:
     """(layer, site) -> row of table `lens`, of one abstractive prompt."""
     folder = results / "lens" / cell
-    wanted = [("prompt_set", "=", "abstractive"), ("prompt_id", "=", prompt_id)]
+    wanted = {"prompt_set": "abstractive", "prompt_id": prompt_id}
     rows = [
         row
         for path in sorted(folder.glob("*.parquet"))
-        for row in read_table(path, filters=wanted).to_pylist()
+        for row in read_table(path, where=wanted).to_pylist()
     ]
     if not rows:
         raise Problem(f"{folder} has not this prompt; run the sweep to its end: make")

@@ -76,7 +76,7 @@ class Tried:
         self.settings = read_json(results / "settings" / "interventions" / f"{cell}.json")
         self.own = kept_rows(prompts, NOVEL)
         # Those over max_prompts have tokens too.
-        every = read_table(prompts, filters=[("prompt_set", "=", "novel")]).to_pylist()
+        every = read_table(prompts, where={"prompt_set": "novel"}).to_pylist()
         self.known = {row["argument"].casefold(): row for row in every if row["answer_tokens"]}
         self.donors = Donors(results / "ovectors" / f"{cell}.safetensors")
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))

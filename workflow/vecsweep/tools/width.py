@@ -3,7 +3,8 @@
 Makes random BLOOMs of a few layers in bfloat16 (width 14,336, 112 heads, vocabulary 250,880) in a
 temporary folder, runs each step in processes of its own, and prints time and memory: of what is
 there once, of a layer, and of all 70 by these. For a quiet machine: two layers take 18 GB of disk and
-of memory, early decoding 22 GB; `--part 4` takes a quarter of every size.
+of memory, early decoding 22 GB; `--part 4` takes a quarter of every size. Two processes hold the
+embedding twice, which a smaller `--vocabulary` makes room for.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vecsweep import Problem
 from vecsweep.tools.memory import Peak, memory
 
 WIDTH, HEADS, VOCABULARY, LAYERS = 14336, 112, 250880, 70
@@ -26,7 +28,10 @@ SEED = 0
 
 def arguments(parser):
     parser.add_argument("--part", type=int, default=1, help="divide width, heads, vocabulary [1]")
-    parser.add_argument("--layers", type=int, nargs=2, default=[1, 2], help="of two models [1 2]")
+    words = {"type": int, "default": VOCABULARY, "help": f"before that [{VOCABULARY}]"}
+    parser.add_argument("--vocabulary", **words)
+    help_layers = "of two models; of one: its own numbers alone [1 2]"
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2], help=help_layers)
     parser.add_argument("--shards", type=int, default=1, help="processes of a model [1]")
     parser.add_argument("--engine", default="auto", help="auto, tensor or zero; of several shards")
     parser.add_argument("--prompts", type=int, default=16, help=f"of {TOKENS} tokens each [16]")
@@ -43,7 +48,7 @@ def make(args) -> None:
     from vecsweep.files import write_tensors
 
     sizes = {"hidden_size": WIDTH // args.part, "n_head": HEADS // args.part}
-    sizes |= {"vocab_size": VOCABULARY // args.part, "n_layer": args.layers[0]}
+    sizes |= {"vocab_size": args.vocabulary // args.part, "n_layer": args.layers[0]}
     config = transformers.AutoConfig.for_model("bloom", **sizes)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -149,9 +154,12 @@ def child(args, folder: Path, layers: int, step: str, shards: int = 1) -> None:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(shards), "-m"]
     command += ["vecsweep", "width", "--step", step, "--in", str(folder), "--layers", str(layers)]
     command += [str(layers), "--shards", str(shards), "--engine", args.engine]
-    for name in ("part", "prompts", "threads"):
+    for name in ("part", "vocabulary", "prompts", "threads"):
         command += [f"--{name}", str(getattr(args, name))]
     done = subprocess.run(command, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith("vecsweep width: ")]
+    if done.returncode and said:
+        raise Problem(said[-1].removeprefix("vecsweep width: "))
     if done.returncode:
         raise SystemExit(done.stderr)
 
@@ -192,16 +200,24 @@ def run(args):
     steps = {"make": make, "run": forwards, "decoding": decoding}
     if args.step:
         return steps[args.step](args)
-    few, many = (measured(args, layers) for layers in args.layers)
+    if len(args.layers) > 2 or min(args.layers) < 1 or len(set(args.layers)) < len(args.layers):
+        raise Problem("--layers takes one number or two different ones, from 1")
+    found = [measured(args, layers) for layers in args.layers]
     print(
         f"BLOOM of width {WIDTH // args.part:,}, {HEADS // args.part} heads, vocabulary "
-        f"{VOCABULARY // args.part:,}; {args.prompts} prompts of {TOKENS} tokens, {args.shards} "
-        f"processes of {args.threads} threads; by models of {args.layers[0]} and {args.layers[1]} layers\n"
+        f"{args.vocabulary // args.part:,}; {args.prompts} prompts of {TOKENS} tokens, {args.shards} "
+        f"processes of {args.threads} threads, engine {args.engine}; "
+        f"layers: {' and '.join(map(str, args.layers))}\n"
     )
-    names = ["step", "s once", "s a layer", f"s, {LAYERS} layers"]
-    names += ["GB once", "GB a layer", f"GB, {LAYERS} layers"]
+    if len(found) == 1:
+        names = ["step", "s", "GB"]
+        table = [(step, found[0][step][0], found[0][step][1] / 1e9) for step in STEPS]
+    else:
+        names = ["step", "s once", "s a layer", f"s, {LAYERS} layers"]
+        names += ["GB once", "GB a layer", f"GB, {LAYERS} layers"]
+        table = rows(*found, args.layers)
     print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}")
-    for step, *numbers in rows(few, many, args.layers):
+    for step, *numbers in table:
         print(f"| {step} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
     print("\nGB are of the process that holds most, its pages of the weights' files included.")
     return None
