@@ -312,13 +312,15 @@ def near_ties(kind: str):
     elif kind == "small":  # numbers near float32's smallest normal ones
         weight *= 1e-18
         states *= 1e-18
+    elif kind == "steep":  # one token by hundreds above those that are asked for
+        weight[::7] *= 30
     bias = torch.randn(vocabulary, generator=generator) if kind == "bias" else None
     readout = Readout("rms", 1e-6, torch.ones(d_model), None, weight, bias)
     targets = [torch.randint(90, 420, (prompts, 2), generator=generator) for _ in range(2)]
     return readout, states, targets
 
 
-KINDS = ("plain", "equal", "last digit", "halfway", "far", "small", "bias")
+KINDS = ("plain", "equal", "last digit", "halfway", "far", "small", "steep", "bias")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,6 +22,7 @@ from vecsweep import Problem
 from vecsweep.engine.batches import at_once, fitted, halve, run_batches
 from vecsweep.engine.forward import (
     added,
+    attention,
     first,
     hooks,
     rotary_switch,
@@ -472,6 +473,7 @@ def _run_blocks(
         return value  # what all prompts share
 
     hidden: Any = None
+    before = 0 if cache is None else cache.get_seq_length(len(engine.blocks) - 1)
     for layer, (block, (args, kwargs)) in enumerate(zip(engine.blocks, calls)):
         running = _running(edits, layer)
         if not running:
@@ -490,8 +492,9 @@ def _run_blocks(
             for name, value in named.items()
         }
         given = [widened(value, running) for value in given]
-        if args:
-            hidden = first(block(hidden, *given, **named))
-        else:
-            hidden = first(block(hidden_states=hidden, **named))
+        with attention(engine, before + hidden.shape[1]):
+            if args:
+                hidden = first(block(hidden, *given, **named))
+            else:
+                hidden = first(block(hidden_states=hidden, **named))
     return hidden

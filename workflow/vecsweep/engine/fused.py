@@ -10,8 +10,9 @@ from numba import njit
 
 PART = np.float32(0.002)  # rounding to bfloat16 changes a number by up to 2^-9 of itself
 FAINT = np.float32(-80)  # e^-80 does not count beside 1, and what is smaller is slow
+FEW = 16  # of a row, from which the size of the others is guessed
+STEEP = np.float32(80)  # float32 holds the sum of a piece of e^80, not of much more
 PIECE = 128  # tokens that are looked at together; most pieces hold none that is in doubt
-FEW = 16  # those one by one where a piece holds some
 WIDER = np.float32(1.00001)  # what a bound of bounds may lose by its own rounding
 # Sums may be taken in any order (their rounding is within the bounds); infinities keep their meaning.
 LOOSE = {"reassoc", "contract", "nsz", "nnan"}
@@ -49,7 +50,7 @@ def logits_of(states, tokens, weight, bias, out):
 
 @compiled
 def exponential(x):
-    """e^x for -80 <= x <= 0 to 2e-7 relative, in a form that runs 16 at a time."""
+    """e^x for -80 <= x <= 80 to 2e-7 relative, in a form that runs 16 at a time."""
     scaled = x * np.float32(1.4426950408889634)
     whole = np.floor(scaled + np.float32(0.5))
     part = scaled - whole  # in -0.5 .. 0.5; Taylor's series of 2^part
@@ -119,22 +120,42 @@ def sure_of(line, bits, bound, norms, count):
 
 
 @compiled
-def size_of(values):
-    """The largest absolute value that is finite."""
-    largest = 0.0
+def largest(values, known):
+    """The largest value, or `known` if none is larger."""
     for value in values:
-        if np.isfinite(value) and abs(value) > largest:
-            largest = abs(value)
-    return np.float32(largest)
+        known = max(known, value)
+    return known
 
 
 @compiled
-def any_within(line, below, over):
-    """Whether a number lies within below..over."""
-    found = np.float32(0)
+def size_of(values):
+    """The largest absolute value that is finite."""
+    size = 0.0
+    for value in values:
+        if np.isfinite(value) and abs(value) > size:
+            size = abs(value)
+    return np.float32(size)
+
+
+@compiled
+def summed(line, cap):
+    """(the largest (capped) logit of a row, the sum of exponentials beside it)."""
+    most = np.float32(largest(line, -np.inf))
+    summit, total = capped(most, cap) if cap > 0 else most, 0.0
+    for value in line:
+        below = (capped(value, cap) if cap > 0 else value) - summit
+        total += exponential(below if below > FAINT else FAINT)
+    return summit, total
+
+
+@compiled
+def within(line, below, over, places):
+    """How many numbers lie within below..over; their places are written, without a branch."""
+    found = 0
     for i in range(len(line)):
-        found += np.float32(1) if over >= line[i] >= below else np.float32(0)
-    return found > np.float32(0)
+        places[found] = i
+        found += np.int64((line[i] >= below) & (line[i] <= over))
+    return found
 
 
 @compiled
@@ -151,40 +172,37 @@ def pass_over(
     `bounds` [n, 5]: see `error_of`, and up to which difference float64 says that two are equal.
     `best` [n, targets] are the exact logits of the `token`s [n, targets].
 
-    Written: `peak`, `total` [n], the largest (capped) logit and the sum of exponentials beside it. Added to:
+    Written: `peak`, `total` [n], a (capped) logit and the sum of exponentials beside it. Added to:
     `above` [n, targets], the number of tokens with a larger logit. Brought up to date: `top` [n, k],
     the largest exact logits with their tokens and approximate logits.
     """
     count, width = high.shape
     targets, kept = best.shape[1], top.shape[1]
     longest, longest_rest = norms[0].max(), norms[1].max()
-    lanes = np.empty(PIECE, np.float32)
+    places = np.empty(PIECE, np.int64)
     one, none, last = np.float32(1), np.float32(0), kept - 1
     for row in range(count):
         line, bits, bound = high[row], low[row], bounds[row]
         tie = bound[4]
-        # Slices, since a loop over one is known to stay inside and runs 16 numbers at a time.
-        lanes[:] = -np.inf
-        for first in range(0, width, PIECE):
-            piece = line[first : first + PIECE]
-            if len(bits):
-                some_bits = bits[first : first + PIECE]
-                for i in range(len(piece)):
-                    piece[i] += widened(some_bits[i])
-            for i in range(len(piece)):
-                lanes[i] = piece[i] if piece[i] > lanes[i] else lanes[i]
-        most = lanes.max()
+        for i in range(len(bits)):
+            line[i] += widened(bits[i])
         floor = np.float32(top[row, last])
         if top_token[row, last] < 0:  # nothing to compare with yet
             floor = sure_of(line, bits, bound, norms, kept)
+        # Exponentials stand beside that of a large logit, the same one whatever else is decoded: to
+        # look for the largest of the row takes longer than to sum them all.
+        known = largest(best[row], largest(line[:FEW], -np.inf))
+        known = np.float32(known if np.isfinite(known) else 0)
+        summit = capped(known, cap) if cap > none else known
+        # Slices, since a loop over one is known to stay inside and runs 16 numbers at a time.
         # No logit near a target or the top is off by more; what is farther below them than that is
         # off by a millionth of the distance more.
         widest = bound[0] * longest + bound[1] * (longest_rest + PART * longest) + bound[2]
-        sizes = abs(most) + size_of(best[row]) + (abs(floor) if np.isfinite(floor) else none)
+        sizes = STEEP + abs(known) + size_of(best[row])
+        sizes += abs(floor) if np.isfinite(floor) else none
         widest = WIDER * (widest + bound[3] * sizes)
         lowest = np.float32(best[row].min()) if targets else np.float32(np.inf)
-        everything = 0.0
-        summit = capped(most, cap) if cap > none else most
+        everything, steep = 0.0, none
         for first in range(0, width, PIECE):
             piece = line[first : first + PIECE]
             if top_token[row, last] >= 0:
@@ -193,14 +211,15 @@ def pass_over(
             some, near = none, none
             if cap > none:
                 for i in range(len(piece)):
-                    below = capped(piece[i], cap) - summit
-                    below = below if below < none else none
-                    some += exponential(below if below > FAINT else FAINT)
+                    beside = capped(piece[i], cap) - summit
+                    steep += one if beside > STEEP else none
+                    some += exponential(beside if beside > FAINT else FAINT)
                     near += one if piece[i] >= matters else none
             else:
                 for i in range(len(piece)):
-                    below = piece[i] - most
-                    some += exponential(below if below > FAINT else FAINT)
+                    beside = piece[i] - known
+                    steep += one if beside > STEEP else none
+                    some += exponential(beside if beside > FAINT else FAINT)
                     near += one if piece[i] >= matters else none
             everything += some
             if near == none:
@@ -215,33 +234,26 @@ def pass_over(
                 above[row, target] += np.int64(sure)
                 if maybe == sure:
                     continue
-                for part in range(0, len(piece), FEW):
-                    few = piece[part : part + FEW]
-                    if not any_within(few, below, over):
-                        continue
-                    for i in range(len(few)):
-                        if over >= few[i] >= below:
-                            j = first + part + i
-                            error = error_of(few[i], bits, bound, norms, j)
-                            if few[i] - error > value:
-                                above[row, target] += 1
-                            elif few[i] + error >= value and start + j != token[row, target]:
-                                exact = dot(states[row], weight[j]) + bias[j % len(bias)]
-                                above[row, target] += exact > best[row, target] + tie
-            below = floor - widest
-            if not any_within(piece, below, np.float32(np.inf)):
-                continue
-            for part in range(0, len(piece), FEW):
-                few = piece[part : part + FEW]
-                if not any_within(few, below, np.float32(np.inf)):
-                    continue
-                for i in range(len(few)):
-                    j = first + part + i
-                    if few[i] + error_of(few[i], bits, bound, norms, j) >= floor:
+                for place in places[: within(piece, below, over, places)]:
+                    logit, j = piece[place], first + place
+                    error = error_of(logit, bits, bound, norms, j)
+                    if logit - error > value:
+                        above[row, target] += 1
+                    elif logit + error >= value and start + j != token[row, target]:
                         exact = dot(states[row], weight[j]) + bias[j % len(bias)]
-                        if top_token[row, last] < 0 or exact > top[row, last]:
-                            insert(
-                                exact, start + j, few[i],
-                                top[row], top_token[row], top_approximate[row],
-                            )  # fmt: skip
-        peak[row], total[row] = summit, everything
+                        above[row, target] += exact > best[row, target] + tie
+            below = floor - widest
+            highest = none
+            for i in range(len(piece)):
+                highest += one if piece[i] >= below else none
+            if highest == none:
+                continue
+            for place in places[: within(piece, below, np.float32(np.inf), places)]:
+                logit, j = piece[place], first + place
+                if logit + error_of(logit, bits, bound, norms, j) >= floor:
+                    exact = dot(states[row], weight[j]) + bias[j % len(bias)]
+                    if top_token[row, last] < 0 or exact > top[row, last]:
+                        insert(
+                            exact, start + j, logit, top[row], top_token[row], top_approximate[row]
+                        )
+        peak[row], total[row] = summed(line, cap) if steep > none else (summit, everything)
