@@ -9,6 +9,7 @@ import yaml
 import tiny
 from conftest import REPO
 from vecsweep import Problem, config, tasks
+from vecsweep.layout import PRIORITIES, ROWS
 from vecsweep.sweep import Sweep, parted
 
 SMALL = {
@@ -235,6 +236,14 @@ def test_tasks_of_a_job():
     assert groups(2, a={"tasks_per_job": 1}) == [[[], []]]
     # On a cluster the number of cores is of no matter.
     assert groups(2, lambda stage, model: 2 if stage.long else 9, a={}) == [[[7, 6], [2] * 6]]
+
+
+def test_what_others_wait_for_goes_first():
+    for stage in ROWS:
+        for what in stage.inputs.values():
+            assert PRIORITIES[what.stage] > PRIORITIES[stage.name]
+    # Of those that the summary alone waits for, the long ones.
+    assert PRIORITIES["ablations"] > PRIORITIES["attribution"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from vecsweep import Problem, config as vecsweep_config, slurm
 from vecsweep.engine import folders
 from vecsweep.figures import wanted
 from vecsweep.files import PACKAGE, read_json, write_json
-from vecsweep.layout import ENDS, FIGURES, PAGE, ROWS, SUMMARY, Cell
+from vecsweep.layout import ENDS, FIGURES, PAGE, PRIORITIES, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site

@@ -40,8 +40,7 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
             f"results/benchmarks/{place}.tsv"
         wildcard_constraints:
             model=constraint,
-        # The longest first: at the end of a sweep a core would wait for them.
-        priority: int(stage.long)
+        priority: PRIORITIES[stage.name]
         localrule: local
         conda:
             f"../../envs/{stage.environment}.yaml"
@@ -56,6 +55,7 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
             f"{VECSWEEP} {{params.command}} > {{log}} 2>&1"
 
 
+FIRST = 1 + max(PRIORITIES.values())
 # A job takes several tasks: a rule for each group of them.
 for model, by_stage in GROUPS.items():
     for stage in ROWS:
@@ -77,7 +77,7 @@ for model, by_stage in GROUPS.items():
                     benchmark:
                         f"results/benchmarks/{place}.tsv"
                     # One alone goes ahead of all, for a first look.
-                    priority: 2 if len(members) == 1 else int(stage.long)
+                    priority: FIRST if len(members) == 1 else PRIORITIES[stage.name]
                     conda:
                         f"../../envs/{stage.environment}.yaml"
                     threads: THREADS.get(stage.name, 1)

@@ -382,6 +382,21 @@ PAGE = Stage(
     environment="tables",
 )
 STAGES = {stage.name: stage for stage in (*ROWS, SUMMARY, FIGURES, PAGE)}
+
+
+def waiting(stage: Stage) -> int:
+    """How many stages wait for this one in turn, in the longest row of them."""
+    readers = [
+        other
+        for other in STAGES.values()
+        if any(what.stage == stage.name for what in other.inputs.values())
+    ]
+    return 1 + max(map(waiting, readers)) if readers else 0
+
+
+# What most stages wait for goes first, of equals what takes longer: at the end of a sweep its other
+# cores would wait for the one that is late.
+PRIORITIES = {stage.name: 2 * waiting(stage) + stage.long for stage in ROWS}
 # Behind a run's first look: on one machine the sweep's first task goes through them ahead of all.
 FIRST_LOOK = ("prompts", "states", "lens", "stages")
 # Stages whose results no other one reads.

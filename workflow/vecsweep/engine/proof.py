@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
 
             handles.append(engine.part(layer, part).register_forward_hook(keep))
     with hooks(handles), captured(engine) as states:
-        logits = _plain(engine, [ids]).cpu()
+        logits = _plain(engine, engine.model, [ids]).logits[:, -1].cpu()
     outputs |= states
     tolerance = TOLERANCE[engine.model.dtype]
     family, worst, last = engine.model.config.model_type, 0.0, len(engine.blocks) - 1
@@ -115,12 +116,11 @@ def prove(engine: Engine, readout: Readout | None, ids: list[int]) -> Proof:
     return Proof(worst, off, runs)
 
 
-def _plain(engine: Engine, prompts: list[list[int]]) -> torch.Tensor:
-    """Logits [prompts, vocabulary] of a forward by the model alone, of prompts of one length."""
+def _plain(engine: Engine, module: Any, prompts: list[list[int]]) -> Any:
+    """What the model, or its decoder, alone gives for prompts of one length."""
     ids = torch.tensor(prompts, device=engine.device)
     engine.shape = (len(prompts), len(prompts[0]))
-    mask = torch.ones_like(ids)
-    return engine.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1]
+    return module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
 def _runs(
@@ -154,7 +154,7 @@ def _runs(
         engine.blocks[-1].register_forward_hook(keep),
     ]
     with hooks(handles):
-        _plain(engine, [ids, ids])
+        _plain(engine, engine.decoder, [ids, ids])
     for name, state, expected in zip(("a replaced FFN", "an FFN that is added to"), found, last[0]):
         yield f"a run resumed at {name}", state, expected[None]
 
