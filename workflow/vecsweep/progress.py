@@ -194,7 +194,7 @@ class Display:
             self.live = Live(
                 get_renderable=self.table, console=self.out, refresh_per_second=2 / EACH
             )
-            self.live.start()
+            self.live.start(refresh=True)  # what is over within a second is seen to begin too
         if finished and not self.out.is_terminal:
             line = self.run.lines[finished]
             self.say(f"{finished}: {line.total} of {line.total} in {duration(line.time())}")
