@@ -3,7 +3,9 @@
 import json
 from statistics import median
 
+import matplotlib
 import matplotlib.figure
+import matplotlib.text
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from conftest import REPO
 from vecsweep import Problem
 from vecsweep.__main__ import main
 from vecsweep.engine import decoding
+from vecsweep.figures.drawing import style
 from vecsweep.files import read_json
 from vecsweep.tools import bench, bench_peers, bench_report, bench_variants
 
@@ -195,3 +198,17 @@ def test_the_chart_has_a_panel_for_each_row():
     for panel, row in zip(figure.axes, rows):
         labels = [tick.get_text() for tick in panel.get_yticklabels()]
         assert labels == [variant["name"] for variant in row["variants"][1:]]
+
+
+def test_no_word_of_the_chart_is_cut(tmp_path):
+    with matplotlib.rc_context(style()):
+        figure = bench_report.chart(MEASURED)
+        figure.savefig(tmp_path / "bench.png")
+        width, height = figure.bbox.size
+        # Those of an axis stand beyond its ends too, and are not drawn.
+        ticks = {label for panel in figure.axes for label in panel.get_xticklabels(which="both")}
+        texts = {text for text in figure.findobj(matplotlib.text.Text) if text.get_text()} - ticks
+        boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) > 30
+    for text, box in zip(texts, boxes):
+        assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height, text

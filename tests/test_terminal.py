@@ -248,7 +248,7 @@ def test_a_failed_job_is_the_last_thing_that_a_run_says(project):
 
 
 def test_bars_on_a_terminal(project):
-    (project / "results" / "models" / "small" / "model.json").unlink()
+    (project / "results" / "models" / "small" / "model.json").unlink(missing_ok=True)
     run, where = command(project, "--", GOALS[0])
     leader, follower = pty.openpty()
     where["env"] |= {"TERM": "xterm", "COLUMNS": "100"}

@@ -326,8 +326,7 @@ class Pass:
         nothing = np.empty((ROWS, 0), np.uint16)
         cap = np.float32(self.readout.cap or 0)
         # To ask for memory anew for each product takes a twentieth of the time.
-        high_room = torch.empty(ROWS * CHUNK)
-        low_room = high_room.bfloat16()
+        rooms = [torch.empty(ROWS * CHUNK, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
         for chunk in chunks:
             start = self.starts[chunk]
             cut = slice(start, start + CHUNK)
@@ -338,18 +337,18 @@ class Pass:
                 rounded = part.bfloat16().T
             for place, block in zip(self.places, self.blocks):
                 shape = place.stop - place.start, len(part)
-                high = high_room[: math.prod(shape)].view(shape)
+                high, low = (room[: math.prod(shape)].view(shape) for room in rooms)
                 if self.split:
-                    rest = low_room[: math.prod(shape)].view(shape)
-                    low = torch.mm(block.rest, rounded, out=rest).view(torch.uint16).numpy()
                     torch.mm(block.coefficients, block.directions @ part.T, out=high)
+                    torch.mm(block.rest, rounded, out=low)
+                    bits = low.view(torch.uint16).numpy()
                 else:
-                    low = nothing
                     torch.mm(self.states[place], part.T, out=high)
+                    bits = nothing
                 if self.readout.bias is not None:
                     high += self.readout.bias[cut]
                 fused.pass_over(
-                    *(low, high.numpy(), start, part.numpy(), bias, some_norms, cap),
+                    *(bits, high.numpy(), start, part.numpy(), bias, some_norms, cap),
                     *(self.states[place].numpy(), block.bounds.numpy()),
                     *(self.best[place], self.token[place]),
                     *(self.peak[chunk, place], self.total[chunk, place], above[place]),

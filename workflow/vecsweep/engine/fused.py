@@ -194,7 +194,6 @@ def pass_over(
         known = largest(best[row], largest(line[:FEW], -np.inf))
         known = np.float32(known if np.isfinite(known) else 0)
         summit = capped(known, cap) if cap > none else known
-        # Slices, since a loop over one is known to stay inside and runs 16 numbers at a time.
         # No logit near a target or the top is off by more; what is farther below them than that is
         # off by a millionth of the distance more.
         widest = bound[0] * longest + bound[1] * (longest_rest + PART * longest) + bound[2]
@@ -203,6 +202,7 @@ def pass_over(
         widest = WIDER * (widest + bound[3] * sizes)
         lowest = np.float32(best[row].min()) if targets else np.float32(np.inf)
         everything, steep = 0.0, none
+        # Slices, since a loop over one is known to stay inside and runs 16 numbers at a time.
         for first in range(0, width, PIECE):
             piece = line[first : first + PIECE]
             if top_token[row, last] >= 0:

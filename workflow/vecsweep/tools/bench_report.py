@@ -95,7 +95,7 @@ def chart(results: dict):
     rows = [(title(content), row) for content in results.values() for row in content["rows"]]
     heights = [len(row["variants"]) for _, row in rows]
     figure = matplotlib.figure.Figure(
-        figsize=(5.6, 0.17 * sum(heights) + 0.42 * len(rows) + 0.4), layout="constrained"
+        figsize=(5.6, 0.17 * sum(heights) + 0.52 * len(rows) + 0.4), layout="constrained"
     )
     panels = figure.subplots(
         len(rows), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
@@ -103,7 +103,7 @@ def chart(results: dict):
     for panel, (said, row) in zip(panels, rows):
         ours, *others = row["variants"]
         panel.set_title(
-            f"{said}: {row['name']}, {row['prompts']} prompts, ours {ours['median']:.1f} s",
+            f"{said}\n{row['name']}, {row['prompts']} prompts, ours {ours['median']:.1f} s",
             loc="left",
             fontsize=7,
         )
