@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,7 +278,8 @@ def processes(job):
     """Slurm's own process of a running job, and all that it started."""
     for process in psutil.process_iter(["cmdline"]):
         if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{job}."):
-            yield from (process, *process.children(recursive=True))
+            with suppress(psutil.NoSuchProcess):  # a step may end meanwhile
+                yield from [process, *process.children(recursive=True)]
 
 
 def states(project, rule):

@@ -92,9 +92,12 @@ def test_failed_node_is_given_back_where_there_is_no_other(night):
     without(night, *STATES)
     sweep = night.start(*RUN, *STATES)
     job, _ = running(night, "states_wide_towns")
-    left = [process for process in processes(job) if process.name().startswith("python")]
-    for process in left:
-        process.suspend()
+    left = []
+    for process in processes(job):
+        with suppress(psutil.NoSuchProcess):  # helpers of a start come and go
+            if process.name().startswith("python"):
+                process.suspend()
+                left.append(process)
     psutil.Process(int((night.cluster.folder / "pids" / "slurmd.node2").read_text())).kill()
     try:
         for _ in range(600):
