@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from vecsweep import Problem, finished
+from vecsweep import Problem, finished, importing
 from vecsweep.files import PACKAGE, read_json
 from vecsweep.layout import STAGES, Stage
 from vecsweep.tools import TOOLS
@@ -119,7 +119,8 @@ def quieten() -> None:
 def module_of(command: str):
     """The module that runs a command: only that one is imported."""
     folder = "stages" if command in STAGES else "tools"
-    return importlib.import_module(f"vecsweep.{folder}.{command}")
+    with importing():
+        return importlib.import_module(f"vecsweep.{folder}.{command}")
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:

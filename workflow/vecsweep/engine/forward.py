@@ -9,7 +9,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from vecsweep.engine.batches import at_once, run_batches
+from vecsweep.engine.batches import run_batches
 from vecsweep.engine.load import Engine
 
 # On a CPU plain products beat PyTorch's flash kernel up to some 200 tokens: 17 times at 28 of them
@@ -160,31 +159,56 @@ def last_token_batches(
 
     `groups` are lists of prompts (token ids) that share their beginning; places count in that order.
     `progress(prompts, tokens)` is called after each batch with what was done in it.
+
+    A pass over the weights costs as much as thirty tokens in it: beginnings of one length run
+    together, and so do the rests of one length that follow them, whatever groups they are of.
     """
+    switch = rotary_switch(engine)
     offset = 0
+    places: dict[int, list[list[int]]] = {}  # by the length of the beginning, each group's
     for prompts in groups:
-        prefix = shared_prefix(prompts, rotary_switch(engine))
-        cache = None
-        if prefix:
-            ids = torch.tensor([list(prompts[0][:prefix])], device=engine.device)
-            begin = partial(run_decoder, engine, ids, use_cache=True)
-            cache = at_once(engine, prefix, begin).past_key_values
-            progress(0, prefix)
-        rests = [list(p[prefix:]) for p in prompts]
-
-        def run(rows, rests=rests, cache=cache, prefix=prefix):
-            ids = torch.tensor([rests[i] for i in rows], device=engine.device)
-            past = copy.deepcopy(cache)
-            if past is not None:
-                past.batch_repeat_interleave(len(rows))
-            with captured(engine) as states:
-                run_decoder(engine, ids, past, prefix)
-            return {name: state.cpu() for name, state in states.items()}
-
-        for rows, states in run_batches(engine, [len(r) for r in rests], run):
-            yield [row + offset for row in rows], states
-            progress(len(rows), sum(len(rests[i]) for i in rows))
+        # A lone prompt has nothing to share.
+        prefix = shared_prefix(prompts, switch) if len(prompts) > 1 else 0
+        places.setdefault(prefix, []).append(list(range(offset, offset + len(prompts))))
         offset += len(prompts)
+    every = [list(prompt) for prompts in groups for prompt in prompts]
+    for prefix, sharing in sorted(places.items()):
+        for some, cache in beginnings(engine, [every[own[0]][:prefix] for own in sharing]):
+            progress(0, prefix * len(some))
+            owners = [(place, row) for row, number in enumerate(some) for place in sharing[number]]
+            rests = [every[place][prefix:] for place, _ in owners]
+
+            def run(batch, owners=owners, rests=rests, cache=cache, prefix=prefix):
+                ids = torch.tensor([rests[i] for i in batch], device=engine.device)
+                past = copy.deepcopy(cache)
+                if past is not None:
+                    rows = [owners[i][1] for i in batch]
+                    past.batch_select_indices(torch.tensor(rows, device=engine.device))
+                with captured(engine) as states:
+                    run_decoder(engine, ids, past, prefix)
+                return {name: state.cpu() for name, state in states.items()}
+
+            for batch, states in run_batches(engine, [len(rest) for rest in rests], run):
+                yield [owners[i][0] for i in batch], states
+                progress(len(batch), sum(len(rests[i]) for i in batch))
+
+
+def beginnings(
+    engine: Engine, starts: Sequence[list[int]]
+) -> Iterator[tuple[list[int], Cache | None]]:
+    """(numbers of some starts, the cache of their keys and values); all at once, None, if empty.
+
+    `starts` are token ids, all of one length.
+    """
+    if not starts[0]:
+        yield list(range(len(starts))), None
+        return
+
+    def run(some: list[int]) -> Cache:
+        ids = torch.tensor([starts[i] for i in some], device=engine.device)
+        return run_decoder(engine, ids, use_cache=True).past_key_values
+
+    yield from run_batches(engine, [len(start) for start in starts], run)
 
 
 def last_token_states(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from vecsweep import Problem
+from vecsweep import Problem, importing
 from vecsweep.engine import checkpoint, products, quantized, sharded, slices
 from vecsweep.engine.families import (
     Family,
@@ -107,6 +107,8 @@ def load(
     which they read from the folder `ready` if stage preshard wrote it.
     """
     products.use_fastest()
+    with importing():
+        from transformers import modeling_utils  # noqa: F401 - what its models import
     folder = weights_folder(description, beside)
     if ready:  # the weights are in it
         kept = [line for line in description.get("weights_crc32", []) if line.startswith("config.")]
