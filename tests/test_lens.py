@@ -23,14 +23,16 @@ from vecsweep.stages.lens import TOP_K
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["float32", "bfloat16", "as doubts say"])
 def small_chunks(request, monkeypatch):
     """Blocks that divide neither the vocabulary nor the prompts; bfloat16 runs on every CPU."""
     monkeypatch.setattr(decoding, "ROWS", 7)
     monkeypatch.setattr(decoding, "CHUNK", 64)
     monkeypatch.setattr(decoding, "FEWEST", 1)
     monkeypatch.setattr(decoding, "SMALLEST", 1)
-    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: request.param != "float32")
+    if request.param == "bfloat16":  # whatever it leaves in doubt
+        monkeypatch.setattr(decoding, "DOUBT", np.inf)
     assert tiny.VOCABULARY % 64
 
 
@@ -384,8 +386,7 @@ def test_no_error_exceeds_its_bound(kind, split):
     assert ((found - exact).abs() <= allowed).all()
 
 
-def test_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr(decoding, "CHUNK", 64)
+def test_threads_change_nothing(small_chunks):
     readout, states, targets = near_ties("last digit")
     before = torch.get_num_threads()
     found = []
@@ -396,6 +397,36 @@ def test_threads_change_nothing(monkeypatch):
     torch.set_num_threads(before)
     for one, *others in zip(*(vars(some).values() for some in found)):
         assert all(torch.equal(one, other) for other in others)
+
+
+def test_the_product_that_a_unit_takes_hangs_on_its_own_states(monkeypatch):
+    """States that are alike take bfloat16, others float32, and have the same bits together as alone."""
+    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5000, 256, generator=generator) + 2 * torch.randn(256, generator=generator)
+    readout = Readout("rms", 1e-6, torch.ones(256), None, weight, None)
+    alike, unlike = torch.randn(2, 128, 256, generator=generator)
+    alike = 10 * alike[:1] + 0.1 * alike
+    states = torch.cat([unlike, alike, unlike + alike])
+    targets = torch.randint(0, 5000, (len(states), 1), generator=generator)
+    taken, block = [], decoding.Pass.block
+
+    def noted(self, place):
+        found = block(self, place)
+        taken.append(found.split)
+        return found
+
+    monkeypatch.setattr(decoding.Pass, "block", noted)
+    together = decode(readout, states, [targets], 5, unit=128)
+    assert taken == [False, True, True]
+    alone = [
+        decode(readout, some, [own], 5, unit=128)
+        for some, own in zip(states.split(128), targets.split(128))
+    ]
+    for name, whole in vars(together).items():
+        assert torch.equal(whole, torch.cat([getattr(part, name) for part in alone])), name
+    exact = readout.normed(states).double() @ weight.double().T
+    assert torch.equal(together.rank, (exact > exact.gather(1, targets)).sum(1, keepdim=True))
 
 
 def test_an_accelerator_says_the_same():

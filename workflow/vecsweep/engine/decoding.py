@@ -28,6 +28,9 @@ ROWS, CHUNK = 256, 1024
 DIRECTIONS = 16
 # Fewer states, or tokens, are over before the weight is in bfloat16.
 FEWEST, SMALLEST = 64, 4096
+# Where bfloat16 leaves more than this share of the tokens in doubt, a product in float32 is faster. It
+# is tried on some of them.
+DOUBT, TRIED = 0.03, 256
 # Tokens a state whose logits are known exactly: most of the probability, mostly.
 KNOWN = 64
 # What an accelerator takes at a time.
@@ -63,6 +66,7 @@ class Block:
         n, d_model = states.shape
         lengths = states.double().norm(dim=1)
         own = rounding(d_model)
+        self.split = split
         if split:
             self.directions = shared_directions(states)
             self.coefficients = states @ self.directions.T
@@ -81,6 +85,16 @@ class Block:
         self.bounds[:, 1] = 1.001 * rest
         self.bounds[:, 3] = 1e-6  # sums of two and comparisons in float32
         self.lengths = lengths
+
+    def doubt(self, readout: Readout, states: torch.Tensor, best: np.ndarray) -> float:
+        """The share of tokens that its bounds leave open beside logits [n, targets], for all targets."""
+        tried = slice(None, None, max(1, len(readout.weight) // TRIED))
+        logits = states @ readout.weight[tried].T
+        if readout.bias is not None:
+            logits += readout.bias[tried]
+        near = self.bounds[:, :2] @ readout.norms[:, tried] + self.bounds[:, 2:3]
+        targets = torch.from_numpy(best).float().T[..., None]  # [targets, n, 1]
+        return float(((logits - targets).abs() <= near).double().sum(0).mean())
 
 
 def shared_directions(states: torch.Tensor) -> torch.Tensor:
@@ -251,21 +265,29 @@ class Pass:
             for size, end in zip(sizes, ends)
             for i in range(end - size, end, ROWS)
         ]
-        self.blocks = [Block(self.states[place], self.split) for place in self.places]
         self.bias = np.zeros(1, np.float32) if readout.bias is None else readout.bias.numpy()
         exact = np.empty(tokens.shape)
         fused.logits_of(self.states.numpy(), tokens, readout.weight.numpy(), self.bias, exact)
         chosen = exact.argmax(-1)[..., None]
         self.best = np.take_along_axis(exact, chosen, -1)[..., 0]
         self.token = np.take_along_axis(tokens, chosen, -1)[..., 0]
-        longest = float(readout.norms[0].max())
-        largest = np.where(np.isfinite(self.best), np.abs(self.best), 0).max(-1, initial=0)
-        for place, block in zip(self.places, self.blocks):
-            block.bounds[:, 2] = 1e-6 * torch.from_numpy(largest[place])
-            block.bounds[:, 4] = normed.shape[1] * 2.0**-52 * longest * block.lengths
+        self.blocks = [self.block(place) for place in self.places]
         self.starts = range(0, len(readout.weight), CHUNK)
         chunks, n = len(self.starts), len(normed)
         self.peak, self.total = np.empty((chunks, n), np.float32), np.empty((chunks, n))
+
+    def block(self, place: slice) -> Block:
+        """The block of some states: of one product in float32 if another leaves too much in doubt."""
+        states, best, readout = self.states[place], self.best[place], self.readout
+        block = Block(states, self.split)
+        largest = np.where(np.isfinite(best), np.abs(best), 0).max(-1, initial=0)
+        block.bounds[:, 2] = 1e-6 * torch.from_numpy(largest)
+        block.bounds[:, 4] = states.shape[1] * 2.0**-52 * readout.norms[0].max() * block.lengths
+        if self.split and block.doubt(readout, states, best) > DOUBT:
+            whole = Block(states, False)
+            whole.bounds[:, [2, 4]] = block.bounds[:, [2, 4]]
+            return whole
+        return block
 
     def run(self) -> "Pass":
         """The pass itself; its results are `above`, `top`, `top_token`, `log_sum`."""
@@ -334,12 +356,12 @@ class Pass:
             part = weight[cut]
             bias = self.bias[cut] if len(self.bias) > 1 else self.bias
             some_norms = norms[:, cut].numpy()
-            if self.split:
+            if any(block.split for block in self.blocks):
                 rounded = part.bfloat16().T
             for place, block in zip(self.places, self.blocks):
                 shape = place.stop - place.start, len(part)
                 high, low = (room[: math.prod(shape)].view(shape) for room in rooms)
-                if self.split:
+                if block.split:
                     # The many rows on the left: the other way round takes half as long again.
                     torch.mm(block.coefficients, (part @ block.directions.T).T, out=high)
                     torch.mm(block.rest, rounded, out=low)
