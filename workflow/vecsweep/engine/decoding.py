@@ -62,11 +62,12 @@ class Block:
     the model are alike, so it is short, and so is the error of its product.
     """
 
-    def __init__(self, states: torch.Tensor, split: bool):
+    def __init__(self, states: torch.Tensor, split: bool, top_k: int = 0):
         n, d_model = states.shape
         lengths = states.double().norm(dim=1)
         own = rounding(d_model)
         self.split = split
+        self.kept = max(top_k, KNOWN) if split else top_k  # of the largest logits, exactly
         if split:
             self.directions = shared_directions(states)
             self.coefficients = states @ self.directions.T
@@ -257,8 +258,7 @@ class Pass:
         self, readout: Readout, normed: torch.Tensor, tokens: np.ndarray, top_k: int, sizes, low
     ):
         self.readout, self.states = readout, normed.contiguous()
-        self.split = low
-        self.kept = max(top_k, KNOWN) if self.split else top_k
+        self.split, self.top_k = low, top_k
         ends = list(itertools.accumulate(sizes))
         self.places = [
             slice(i, min(i + ROWS, end))
@@ -272,6 +272,7 @@ class Pass:
         self.best = np.take_along_axis(exact, chosen, -1)[..., 0]
         self.token = np.take_along_axis(tokens, chosen, -1)[..., 0]
         self.blocks = [self.block(place) for place in self.places]
+        self.kept = max(block.kept for block in self.blocks)
         self.starts = range(0, len(readout.weight), CHUNK)
         chunks, n = len(self.starts), len(normed)
         self.peak, self.total = np.empty((chunks, n), np.float32), np.empty((chunks, n))
@@ -279,12 +280,12 @@ class Pass:
     def block(self, place: slice) -> Block:
         """The block of some states: of one product in float32 if another leaves too much in doubt."""
         states, best, readout = self.states[place], self.best[place], self.readout
-        block = Block(states, self.split)
+        block = Block(states, self.split, self.top_k)
         largest = np.where(np.isfinite(best), np.abs(best), 0).max(-1, initial=0)
         block.bounds[:, 2] = 1e-6 * torch.from_numpy(largest)
         block.bounds[:, 4] = states.shape[1] * 2.0**-52 * readout.norms[0].max() * block.lengths
         if self.split and block.doubt(readout, states, best) > DOUBT:
-            whole = Block(states, False)
+            whole = Block(states, False, self.top_k)
             whole.bounds[:, [2, 4]] = block.bounds[:, [2, 4]]
             return whole
         return block
@@ -340,11 +341,8 @@ class Pass:
         """(counts above the targets, the top) over some chunks of the vocabulary."""
         n, weight = len(self.states), self.readout.weight
         above = np.zeros(self.token.shape, np.int64)
-        tops = (
-            np.full((n, self.kept), -np.inf),
-            np.full((n, self.kept), -1),
-            np.zeros((n, self.kept), np.float32),
-        )
+        tops = self.no_tops(n, self.kept)
+        own_tops = [self.no_tops(len(block.bounds), block.kept) for block in self.blocks]
         norms = self.readout.norms
         nothing = np.empty((ROWS, 0), np.uint16)
         cap = np.float32(self.readout.cap or 0)
@@ -358,7 +356,7 @@ class Pass:
             some_norms = norms[:, cut].numpy()
             if any(block.split for block in self.blocks):
                 rounded = part.bfloat16().T
-            for place, block in zip(self.places, self.blocks):
+            for place, block, own in zip(self.places, self.blocks, own_tops):
                 shape = place.stop - place.start, len(part)
                 high, low = (room[: math.prod(shape)].view(shape) for room in rooms)
                 if block.split:
@@ -376,6 +374,14 @@ class Pass:
                     *(self.states[place].numpy(), block.bounds.numpy()),
                     *(self.best[place], self.token[place]),
                     *(self.peak[chunk, place], self.total[chunk, place], above[place]),
-                    *(top[place] for top in tops),
+                    *own,
                 )
+        for place, block, own in zip(self.places, self.blocks, own_tops):
+            for whole, found in zip(tops, own):
+                whole[place, : block.kept] = found
         return above, tops
+
+    @staticmethod
+    def no_tops(n: int, kept: int) -> tuple[np.ndarray, ...]:
+        """Exact logits, tokens and approximate logits [n, kept] of no token yet."""
+        return np.full((n, kept), -np.inf), np.full((n, kept), -1), np.zeros((n, kept), np.float32)
