@@ -180,10 +180,8 @@ def last_token_batches(
 
             def run(batch, owners=owners, rests=rests, cache=cache, prefix=prefix):
                 ids = torch.tensor([rests[i] for i in batch], device=engine.device)
-                past = copy.deepcopy(cache)
-                if past is not None:
-                    rows = [owners[i][1] for i in batch]
-                    past.batch_select_indices(torch.tensor(rows, device=engine.device))
+                mine = [owners[i][1] for i in batch]
+                past = None if cache is None else chosen(cache, mine, engine.device)
                 with captured(engine) as states:
                     run_decoder(engine, ids, past, prefix)
                 return {name: state.cpu() for name, state in states.items()}
@@ -209,6 +207,14 @@ def beginnings(
         return run_decoder(engine, ids, use_cache=True).past_key_values
 
     yield from run_batches(engine, [len(start) for start in starts], run)
+
+
+def chosen(cache: Cache, rows: list[int], device: torch.device) -> Cache:
+    """A cache of some rows of another, which stays as it is and is not copied whole."""
+    found = copy.copy(cache)
+    found.layers = [copy.copy(layer) for layer in cache.layers]
+    found.batch_select_indices(torch.tensor(rows, device=device))
+    return found
 
 
 def last_token_states(
