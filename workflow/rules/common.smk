@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from snakemake import benchmark
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
@@ -22,6 +23,10 @@ from vecsweep.layout import ENDS, FIGURES, PAGE, PRIORITIES, ROWS, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site
+
+# For its benchmark files Snakemake looks through a job's memory, at first twice a second: at 25 ms a
+# look, and the job waits meanwhile, that was a twentieth of a sweep.
+benchmark.BENCHMARK_INTERVAL_SHORT = 2
 
 IN_MODULE = not workflow.modifier.is_main_snakefile()
 # The checkout whose Snakefile runs: the one that is installed may be another. A module's Snakefile
