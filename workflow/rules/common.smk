@@ -24,8 +24,8 @@ from vecsweep.sweep import Sweep, note, one_of, restore
 from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site
 
-# For its benchmark files Snakemake looks through a job's memory, at first twice a second: at 25 ms a
-# look, and the job waits meanwhile, that was a twentieth of a sweep.
+# For its benchmark files Snakemake looks through a job's memory, at first twice a second: a look takes
+# 25 ms, in which the job waits.
 benchmark.BENCHMARK_INTERVAL_SHORT = 2
 
 IN_MODULE = not workflow.modifier.is_main_snakefile()

@@ -1,28 +1,12 @@
 """vecsweep: sweeps of language models over relational tasks, layer by layer."""
 
 import difflib
-import gc
-from contextlib import contextmanager
 
 __version__ = "0.1.0"
 
 
 class Problem(Exception):
     """Bad input: the message is one line that says what, where and how to mend it."""
-
-
-@contextmanager
-def importing():
-    """Keep Python from looking for garbage meanwhile: packages make a million objects, which all stay.
-
-    Nor does it look at those again afterwards. torch and `transformers` come in four fifths of the time.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def nearest(said, known) -> str:

@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from vecsweep import Problem, finished, importing
+from vecsweep import Problem, finished
+from vecsweep.engine import importing
 from vecsweep.files import PACKAGE, read_json
 from vecsweep.layout import STAGES, Stage
 from vecsweep.tools import TOOLS

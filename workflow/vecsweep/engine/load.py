@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from vecsweep import Problem, importing
-from vecsweep.engine import checkpoint, products, quantized, sharded, slices
+from vecsweep import Problem
+from vecsweep.engine import checkpoint, importing, products, quantized, sharded, slices
 from vecsweep.engine.families import (
     Family,
     family_of,
