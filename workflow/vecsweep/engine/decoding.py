@@ -1,9 +1,9 @@
 """Early decoding of many states at once: exact ranks from products in low precision.
 
 A readout's product of float32 states with a float32 weight is taken in bfloat16 where the processor
-is fast at that. Each approximate logit comes with a proven bound on its error; what the bounds leave
-open is computed in float64. So ranks and top tokens are those of the exact product, whatever the
-processor, the number of threads and the blocks.
+is fast at that and little stays in doubt. Each approximate logit comes with a proven bound on its
+error; what the bounds leave open is computed in float64. So ranks and top tokens are those of the
+exact product, whatever the processor, the number of threads and the blocks.
 """
 
 import itertools
@@ -248,7 +248,7 @@ def on_device(readout, states, targets, top_k, among) -> Decoded:
 class Pass:
     """One pass of normed states over the vocabulary, chunk by chunk, on as many threads as torch has.
 
-    `sizes` of units that share no product; `low`: whether most of it is taken in bfloat16.
+    `sizes` of units that share no product; `low`: whether blocks may take most of theirs in bfloat16.
 
     Each thread takes whole products alone: many small ones shared by all threads cost more in
     waiting than they gain.
@@ -346,6 +346,7 @@ class Pass:
         norms = self.readout.norms
         nothing = np.empty((ROWS, 0), np.uint16)
         cap = np.float32(self.readout.cap or 0)
+        low_at_all = any(block.split for block in self.blocks)
         # To ask for memory anew for each product takes a twentieth of the time.
         rooms = [torch.empty(ROWS * CHUNK, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
         for chunk in chunks:
@@ -354,7 +355,7 @@ class Pass:
             part = weight[cut]
             bias = self.bias[cut] if len(self.bias) > 1 else self.bias
             some_norms = norms[:, cut].numpy()
-            if any(block.split for block in self.blocks):
+            if low_at_all:
                 rounded = part.bfloat16().T
             for place, block, own in zip(self.places, self.blocks, own_tops):
                 shape = place.stop - place.start, len(part)
