@@ -429,6 +429,44 @@ def test_the_product_that_a_unit_takes_hangs_on_its_own_states(monkeypatch):
     assert torch.equal(together.rank, (exact > exact.gather(1, targets)).sum(1, keepdim=True))
 
 
+def test_sums_in_doubt_are_taken_anew_where_they_weigh(monkeypatch):
+    """Some hundred tokens share the probability: without float32 for some chunks it would be off."""
+    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(decoding, "DOUBT", np.inf)
+    monkeypatch.setattr(decoding, "CHUNK", 64)
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.3 * torch.randn(6000, 128, generator=generator)
+    weight[3000:] *= 0.2  # weigh little
+    readout = Readout("rms", 1e-6, torch.ones(128), None, weight, None)
+    states = torch.randn(256, 128, generator=generator)
+    targets = [torch.randint(0, 6000, (256, 1), generator=generator)]
+    again, taken = decoding.Pass.again, []
+
+    def noted(self, doubtful, most, chunks):
+        taken.append(doubtful)
+        again(self, doubtful, most, chunks)
+
+    def off():
+        found = decode(readout, states, targets, 5, unit=128)
+        exact = readout.normed(states).double() @ weight.double().T
+        shares = exact.softmax(1).gather(1, found.top_token)
+        return found, (found.top_probability.double() / shares - 1).abs().amax(1)
+
+    monkeypatch.setattr(decoding.Pass, "again", noted)
+    found, error = off()
+    assert error.max() < 1e-3
+    (doubtful,) = taken
+    assert 10 < doubtful.any(0).sum() < 256
+    assert doubtful[:, doubtful.any(0)].mean() < 0.6  # the chunks that weigh, no more
+    assert not doubtful[3000 // 64 + 1 :].any()
+    decoded = vars(found).items()
+    alone = [decode(readout, s, [t], 5) for s, t in zip(states.split(128), targets[0].split(128))]
+    assert all(v.equal(torch.cat([getattr(part, name) for part in alone])) for name, v in decoded)
+    monkeypatch.setattr(decoding.Pass, "again", lambda *given: None)
+    _, before = off()
+    assert before.max() > 2 * error.max()
+
+
 def test_an_accelerator_says_the_same():
     """Its pass, run on the CPU: ranks to rounding."""
     readout, states, targets = near_ties("plain")

@@ -11,6 +11,7 @@ import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ FEWEST, SMALLEST = 64, 4096
 # is tried on some of them.
 DOUBT, TRIED = 0.03, 256
 # Tokens a state whose logits are known exactly: most of the probability, mostly.
-KNOWN = 64
+KNOWN = 32
 # What an accelerator takes at a time.
 DEVICE_ROWS, DEVICE_CHUNK = 2048, 16384
 
@@ -178,10 +179,6 @@ def _decode(readout, states, targets, top_k, among, unit) -> Decoded:
     enough = min(sizes) >= FEWEST and len(readout.weight) >= SMALLEST
     low = enough and fast_bfloat16()
     found = Pass(readout, normed, tokens.numpy(), top_k, sizes, low).run()
-    if len(again := found.doubtful()):
-        sizes = np.bincount(again // units.step).tolist()
-        once = Pass(readout, normed[again], tokens[again].numpy(), 1, sizes, False).run()
-        found.log_sum[again] = once.log_sum
     log_sum = torch.from_numpy(found.log_sum)
     best = torch.from_numpy(readout.capped(found.best))
     top = torch.from_numpy(readout.capped(found.top))
@@ -292,50 +289,79 @@ class Pass:
 
     def run(self) -> "Pass":
         """The pass itself; its results are `above`, `top`, `top_token`, `log_sum`."""
-        threads = torch.get_num_threads()
-        workers = min(threads, len(self.starts))
-        shares = [range(i, len(self.starts), workers) for i in range(workers)]
-        if workers == 1:
-            found = [self.share(shares[0])]
-        else:
-            torch.set_num_threads(1)
-            try:
-                with ThreadPoolExecutor(workers) as pool:
-                    found = list(pool.map(self.share, shares))
-            finally:
-                torch.set_num_threads(threads)
+        found = self.spread(self.share, list(range(len(self.starts))))
         self.above = sum(above for above, _ in found)
         values, tokens, approximates = (
             np.concatenate([tops[i] for _, tops in found], 1) for i in range(3)
         )
         order = np.lexsort((tokens, -values), axis=1)[:, : self.kept]
-        self.top, self.top_token, self.top_approximate = (
+        self.top, self.top_token, top_approximate = (
             np.take_along_axis(part, order, 1) for part in (values, tokens, approximates)
         )
         most = self.peak.max(0).astype(np.float64)
-        total = (self.total * np.exp(self.peak - most)).sum(0)
+        self.sums = self.total * np.exp(self.peak - most)
         # The largest count most, and are known better than they were summed.
         known, capped = np.isfinite(self.top), self.readout.capped
-        better = np.exp(capped(np.where(known, self.top, 0)) - most[:, None])
-        summed = np.exp(capped(np.where(known, self.top_approximate, 0)) - most[:, None])
-        total += ((better - summed) * known).sum(1)
-        self.log_sum = np.log(total) + most
+        logits, approximates = (
+            capped(np.where(known, values, 0)) for values in (self.top, top_approximate)
+        )
+        exact, summed = (np.exp(v - most[:, None]) * known for v in (logits, approximates))
+        places = self.top_token // CHUNK, np.arange(len(most))[:, None]
+        np.add.at(self.sums, places, exact - summed)
+        if self.split:
+            unknown = self.sums.copy()
+            np.subtract.at(unknown, places, exact)
+            whole = self.sums.sum(0)
+            doubtful = self.doubtful(unknown / whole, exact / whole[:, None], logits - approximates)
+            again = partial(self.again, doubtful, most)
+            self.spread(again, np.flatnonzero(doubtful.any(1)))
+        self.log_sum = np.log(self.sums.sum(0)) + most
         return self
 
-    def doubtful(self) -> np.ndarray:
-        """Places of states whose sum of exponentials may be off by more than 1e-3 of itself.
+    def spread(self, work, chunks) -> list:
+        """What `work` returns for a share of the chunks, for as many shares as torch has threads."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(chunks))
+        shares = [chunks[i::workers] for i in range(workers)]
+        if workers < 2:
+            return [work(share) for share in shares]
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return list(pool.map(work, shares))
+        finally:
+            torch.set_num_threads(threads)
 
-        Those where some hundred tokens share much of the probability, most of them not known
-        exactly: their errors, measured at those that are known, do not cancel as thousands do.
+    @staticmethod
+    def doubtful(unknown: np.ndarray, shares: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        """Which chunks' sums to take anew [chunks, n], lest a probability be off by more than 1e-3.
+
+        `unknown` [chunks, n] are shares of a state's probability beside the tokens that are known
+        exactly, `shares` [n, known] those of the known ones, `errors` [n, known] of their logits.
+
+        In doubt are states where some hundred tokens share much of the probability, most of them not
+        known: their errors, measured at those that are known, do not cancel as thousands do.
         """
-        if not self.split:
-            return np.empty(0, int)
-        capped = self.readout.capped
-        shares = np.exp(capped(self.top) - self.log_sum[:, None])
         mass = shares.sum(1)
-        errors = np.where(shares > 0, capped(self.top) - capped(self.top_approximate), 0)
-        typical = np.sqrt((shares * errors**2).sum(1) / mass)
-        return np.flatnonzero((mass > 0.05) & ((1 - mass) * typical > 8e-4))
+        typical = np.sqrt((shares * errors**2).sum(1) / np.maximum(mass, 0.05))
+        order = np.argsort(-unknown, 0, kind="stable")
+        # What is left before each chunk, the heaviest first.
+        inside = np.take_along_axis(unknown, order, 0)
+        left = inside.sum(0) - np.cumsum(inside, 0) + inside
+        needed = np.zeros(unknown.shape, bool)
+        np.put_along_axis(needed, order, (mass > 0.05) & (left * typical > 8e-4), 0)
+        return needed
+
+    def again(self, doubtful: np.ndarray, most: np.ndarray, chunks) -> None:
+        """The sums of exponentials of some chunks by a product in float32, for states in doubt."""
+        for chunk in chunks:
+            start = self.starts[chunk]
+            for place in self.places:
+                rows = place.start + np.flatnonzero(doubtful[chunk, place])
+                if len(rows):
+                    logits = self.readout.logits(self.states[rows], start, start + CHUNK)
+                    found = torch.logsumexp(self.readout.capped(logits), -1)
+                    self.sums[chunk, rows] = np.exp(found.double().numpy() - most[rows])
 
     def share(self, chunks: range) -> tuple:
         """(counts above the targets, the top) over some chunks of the vocabulary."""

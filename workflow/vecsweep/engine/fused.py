@@ -39,6 +39,20 @@ def dot(a, b):
 
 
 @compiled
+def lengths_of(weight, out):
+    """The length of each row of a float32 weight, and of what bfloat16 leaves of it: out [2, rows]."""
+    for row in range(len(weight)):
+        whole, left = 0.0, 0.0
+        for value in weight[row]:
+            bits = np.float32(value).view(np.uint32)
+            to_even = np.uint32(0x7FFF) + np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+            rounded = np.uint32(np.uint32(bits + to_even) & np.uint32(0xFFFF0000)).view(np.float32)
+            whole += np.float64(value) * np.float64(value)
+            left += np.float64(value - rounded) ** 2
+        out[0, row], out[1, row] = np.sqrt(whole), np.sqrt(left)
+
+
+@compiled
 def logits_of(states, tokens, weight, bias, out):
     """Exact logits [n, targets, k] of tokens [n, targets, k]; a token of -1 gives -inf."""
     for row in range(tokens.shape[0]):

@@ -60,11 +60,11 @@ class Readout:
     @cached_property
     def norms(self) -> torch.Tensor:
         """[2, vocabulary]: the length of each token's weight, and of what bfloat16 leaves of it."""
-        parts = [
-            torch.stack([part.norm(dim=1), (part - part.bfloat16().float()).norm(dim=1)])
-            for part in self.weight.split(4096)
-        ]
-        return 1.0001 * torch.cat(parts, 1)  # as much as their own rounding, and more
+        from vecsweep.engine import fused  # Numba is slow to start, and not all decode
+
+        found = torch.empty(2, len(self.weight))
+        fused.lengths_of(self.weight.numpy(), found.numpy())
+        return 1.0001 * found  # as much as their own rounding, and more
 
     def normed(self, states: torch.Tensor) -> torch.Tensor:
         """The final norm of residual-stream states [n, d_model], in float32."""
