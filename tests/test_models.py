@@ -214,6 +214,24 @@ def test_proof_refuses_a_readout_that_is_not_finite(tiny_model):
         proof.prove(engine(stage), readout, IDS)
 
 
+@torch.inference_mode()
+def test_a_fused_activation_is_the_models_own():
+    ids = torch.arange(2, 32)[None]
+    model = tiny.model("gpt2")
+    plain = model(ids).logits
+    kinds = {type(block.mlp.act) for block in model.transformer.h}
+    assert {kind.__name__ for kind in kinds} == {"NewGELUActivation"}
+    load.fuse(model.bfloat16())
+    assert {type(block.mlp.act) for block in model.transformer.h} == kinds
+    model = tiny.model("gpt2")
+    load.fuse(model)
+    assert {type(block.mlp.act) for block in model.transformer.h} == {torch.nn.GELU}
+    torch.testing.assert_close(model(ids).logits, plain, rtol=1e-5, atol=1e-5)
+    x = torch.linspace(-20, 20, 100_001)
+    fused = model.transformer.h[0].mlp.act(x)
+    torch.testing.assert_close(fused, kinds.pop()()(x), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_proves_itself(tiny_model, tmp_path, dtype):
     stage = describe("qwen2", tiny_model("qwen2").folder, tmp_path, dtype=dtype)

@@ -1,5 +1,6 @@
 """Stage states: equal to a plain forward, prompt by prompt, whatever the batches and the prefix."""
 
+import itertools
 import json
 import random
 import shutil
@@ -12,7 +13,7 @@ from conftest import command, describe, main, run_stage
 from test_models import final_norm
 from vecsweep import Problem
 from vecsweep.engine import forward, load
-from vecsweep.engine.batches import equal_length_batches
+from vecsweep.engine.batches import PASS, equal_length_batches, filled
 from vecsweep.files import Tensors, provenance, write_tensors
 from vecsweep.layout import STAGES
 from vecsweep.tasks.rows import CAPTURED, kept_rows, prompt_groups, token_hash
@@ -148,6 +149,26 @@ def test_batches_are_of_equal_length_and_bounded():
     assert [len(b) for b in batches] == [2, 2, 2, 1]
     # A prompt above the bound still runs, alone.
     assert list(equal_length_batches([50, 50], 10)) == [[0], [1]]
+
+
+def test_lengths_are_filled_up_as_costs_least():
+    """Of all ways to cut sorted lengths into passes none costs less."""
+    assert filled([]) == [] and filled([7]) == [7]
+    assert filled([3] * 100 + [9]) == [3] * 100 + [9]  # a pass costs less than 600 tokens
+    assert filled([3, 9]) == [9, 9]
+    draw = random.Random(0)
+    for _ in range(50):
+        lengths = [draw.randrange(1, 40) for _ in range(draw.randrange(1, 30))]
+        own = sorted(set(lengths))[:7]
+        lengths = [length for length in lengths if length in own]
+        found = filled(lengths)
+        assert all(to >= length for to, length in zip(found, lengths))
+        costs = []
+        for ends in itertools.product([False, True], repeat=len(own) - 1):
+            last = [length for length, end in zip(own, [*ends, True]) if end]
+            to = [min(end for end in last if end >= length) for length in lengths]
+            costs.append(PASS * len(last) + sum(to))
+        assert PASS * len(set(found)) + sum(found) == min(costs)
 
 
 @pytest.fixture

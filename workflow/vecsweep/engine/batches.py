@@ -7,6 +7,7 @@ one prompt, and the pass alone is done again. What comes out is the same, as wit
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vecsweep.engine.load import Engine
 
 T = TypeVar("T")
+PASS = 30  # tokens that take as long as to read the weights once more, measured on CPUs
 # How torch, on CPUs, and the libraries behind it say that there is no memory left.
 SAID = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
 
@@ -60,6 +62,24 @@ def equal_length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[
         size = max(1, batch_tokens // max(1, length))
         for start in range(0, len(group), size):
             yield group[start : start + size]
+
+
+def filled(lengths: Sequence[int]) -> list[int]:
+    """To which length each prompt is filled up, so that all of them cost least.
+
+    A pass for each length costs PASS tokens beside those in it.
+    """
+    counts = sorted(Counter(lengths).items())
+    best: list[tuple[int, list[int]]] = [(0, [])]  # of so many lengths: (cost, each one's pass)
+    for stop, (length, _) in enumerate(counts, 1):
+        prompts, found = 0, []
+        for begin in range(stop - 1, -1, -1):  # the lengths that this one's pass takes along
+            prompts += counts[begin][1]
+            cost, before = best[begin]
+            found.append((cost + PASS + prompts * length, before + [length] * (stop - begin)))
+        best.append(min(found))
+    to = dict(zip((length for length, _ in counts), best[-1][1]))
+    return [to[length] for length in lengths]
 
 
 def run_batches(

@@ -1,6 +1,6 @@
-"""Forward passes without padding or waste, and the states they leave behind.
+"""Forward passes without waste, and the states they leave behind.
 
-Prompts of equal length go together, and what a group of prompts has in common at the start
+Prompts of one length go together, and what a group of prompts has in common at the start
 (the demonstration) is run once, its key-value cache being shared.
 """
 
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from vecsweep.engine.batches import run_batches
+from vecsweep.engine.batches import filled, run_batches
 from vecsweep.engine.load import Engine
 
 # On a CPU plain products beat PyTorch's flash kernel up to some 200 tokens: 17 times at 28 of them
@@ -46,8 +46,12 @@ def hooks(handles: list[RemovableHandle]) -> Iterator[None]:
 
 
 @contextmanager
-def captured(engine: Engine) -> Iterator[dict[str, torch.Tensor]]:
+def captured(
+    engine: Engine, ends: Sequence[int] | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
     """Yield a dict that each forward fills with last-token states, name -> [batch, d_model].
+
+    `ends` are the places of last tokens that something follows.
 
     Names: `resid_pre.LL`, `resid_mid.LL` (sequential blocks only), `ffn_out.LL`, `resid_post.LL`.
     `ffn_out` is the update as added to the stream: resid_mid + ffn_out = resid_post (paper
@@ -60,7 +64,8 @@ def captured(engine: Engine) -> Iterator[dict[str, torch.Tensor]]:
         # OPT may flatten [batch, tokens, d] to two dimensions around its FFN.
         if tensor.dim() == 2:
             tensor = tensor.view(engine.shape[0], -1, tensor.shape[-1])
-        states[name] = tensor[:, -1].detach().clone()
+        last = tensor[:, -1] if ends is None else tensor[range(len(ends)), ends]
+        states[name] = last.detach().clone()
 
     def output_of(name, taken=first):
         return lambda module, args, output: keep(name, taken(output))
@@ -161,7 +166,8 @@ def last_token_batches(
     `progress(prompts, tokens)` is called after each batch with what was done in it.
 
     A pass over the weights costs as much as thirty tokens in it: beginnings of one length run
-    together, and so do the rests of one length that follow them, whatever groups they are of.
+    together, and so do the rests that follow them, whatever groups they are of. Rests of near
+    lengths are filled up to one; no token sees what follows it.
     """
     switch = rotary_switch(engine)
     offset = 0
@@ -177,16 +183,19 @@ def last_token_batches(
             progress(0, prefix * len(some))
             owners = [(place, row) for row, number in enumerate(some) for place in sharing[number]]
             rests = [every[place][prefix:] for place, _ in owners]
+            # Above the switch, other tokens than the prompt's own would change its factors.
+            lengths = [len(rest) for rest in rests] if switch else filled([*map(len, rests)])
 
-            def run(batch, owners=owners, rests=rests, cache=cache, prefix=prefix):
-                ids = torch.tensor([rests[i] for i in batch], device=engine.device)
+            def run(batch, owners=owners, rests=rests, lengths=lengths, cache=cache, prefix=prefix):
+                full = [rests[i] + rests[i][-1:] * (lengths[i] - len(rests[i])) for i in batch]
+                ids = torch.tensor(full, device=engine.device)
                 mine = [owners[i][1] for i in batch]
                 past = None if cache is None else chosen(cache, mine, engine.device)
-                with captured(engine) as states:
+                with captured(engine, [len(rests[i]) - 1 for i in batch]) as states:
                     run_decoder(engine, ids, past, prefix)
                 return {name: state.cpu() for name, state in states.items()}
 
-            for batch, states in run_batches(engine, [len(rest) for rest in rests], run):
+            for batch, states in run_batches(engine, lengths, run):
                 yield [owners[i][0] for i in batch], states
                 progress(len(batch), sum(len(rests[i]) for i in batch))
 

@@ -87,10 +87,11 @@ def shaped(name: str, folder: Path, on: str = "cpu") -> Subject:
     with torch.device(on):
         dtype = torch.float32 if on == "cpu" else torch.bfloat16
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    engine = load.engine_of(model, 2048, name)
     if on == "cpu":
         model.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
+    load.fuse(model)  # as when it is loaded
+    engine = load.engine_of(model, 2048, name)
 
     def rows(prompt_sets, demonstrations, pairs):
         draw, most = random.Random(0), config.vocab_size - 1
