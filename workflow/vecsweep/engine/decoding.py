@@ -9,6 +9,7 @@ exact product, whatever the processor, the number of threads and the blocks.
 import itertools
 import math
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -289,7 +290,7 @@ class Pass:
 
     def run(self) -> "Pass":
         """The pass itself; its results are `above`, `top`, `top_token`, `log_sum`."""
-        found = self.spread(self.share, list(range(len(self.starts))))
+        found = self.spread(self.share, range(len(self.starts)))
         self.above = sum(above for above, _ in found)
         values, tokens, approximates = (
             np.concatenate([tops[i] for _, tops in found], 1) for i in range(3)
@@ -305,7 +306,10 @@ class Pass:
         logits, approximates = (
             capped(np.where(known, values, 0)) for values in (self.top, top_approximate)
         )
-        exact, summed = (np.exp(v - most[:, None]) * known for v in (logits, approximates))
+        exact, summed = (
+            np.exp(np.where(known, values - most[:, None], -np.inf))
+            for values in (logits, approximates)
+        )
         places = self.top_token // CHUNK, np.arange(len(most))[:, None]
         np.add.at(self.sums, places, exact - summed)
         if self.split:
@@ -313,12 +317,14 @@ class Pass:
             np.subtract.at(unknown, places, exact)
             whole = self.sums.sum(0)
             doubtful = self.doubtful(unknown / whole, exact / whole[:, None], logits - approximates)
-            again = partial(self.again, doubtful, most)
-            self.spread(again, np.flatnonzero(doubtful.any(1)))
+            self.spread(
+                partial(self.again, doubtful, most), np.flatnonzero(doubtful.any(1)).tolist()
+            )
         self.log_sum = np.log(self.sums.sum(0)) + most
         return self
 
-    def spread(self, work, chunks) -> list:
+    @staticmethod
+    def spread(work: Callable, chunks: Sequence[int]) -> list:
         """What `work` returns for a share of the chunks, for as many shares as torch has threads."""
         threads = torch.get_num_threads()
         workers = min(threads, len(chunks))
@@ -352,7 +358,7 @@ class Pass:
         np.put_along_axis(needed, order, (mass > 0.05) & (left * typical > 8e-4), 0)
         return needed
 
-    def again(self, doubtful: np.ndarray, most: np.ndarray, chunks) -> None:
+    def again(self, doubtful: np.ndarray, most: np.ndarray, chunks: Sequence[int]) -> None:
         """The sums of exponentials of some chunks by a product in float32, for states in doubt."""
         for chunk in chunks:
             start = self.starts[chunk]
@@ -363,7 +369,7 @@ class Pass:
                     found = torch.logsumexp(self.readout.capped(logits), -1)
                     self.sums[chunk, rows] = np.exp(found.double().numpy() - most[rows])
 
-    def share(self, chunks: range) -> tuple:
+    def share(self, chunks: Sequence[int]) -> tuple:
         """(counts above the targets, the top) over some chunks of the vocabulary."""
         n, weight = len(self.states), self.readout.weight
         above = np.zeros(self.token.shape, np.int64)
