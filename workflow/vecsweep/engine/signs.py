@@ -126,13 +126,12 @@ class Watch:
             f"process {rank} hangs at {place}: no progress for {self._seconds} s; the stacks of all "
             f"are above; {LIMIT} sets how long it may take"
         )
-        for file in self._folder.glob("*"):
-            with suppress(ProcessLookupError):
-                os.kill(int(file.suffix[1:]), signal.SIGUSR1)
-                os.kill(
-                    int(file.suffix[1:]), signal.SIGCONT
-                )  # a stopped one prints once it goes on
-        time.sleep(2)
+        # Those that wait print before a stopped one goes on, and they with it.
+        for sent in (signal.SIGUSR1, signal.SIGCONT):
+            for file in self._folder.glob("*"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(file.suffix[1:]), sent)
+            time.sleep(1)
         with suppress(ProcessLookupError):
             os.kill(int(number), signal.SIGKILL)
         if not self._done.wait(30):  # it waits for a disk, and cannot even be killed
