@@ -90,6 +90,21 @@ def test_rows_that_are_missing_leave_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_the_rows_come_from_is_named(tmp_path):
+    weights, rows = tmp_path / "weights", tmp_path / "results" / "rows"
+
+    def batches():
+        yield [0], {"x": torch.ones(1, 5)}
+        weights.read_bytes()
+
+    with pytest.raises(Problem, match=f"^cannot write {rows}: {weights}: No such file"):
+        write_rows(batches(), 2, rows)
+    rows.parent.rmdir()
+    rows.parent.touch()
+    with pytest.raises(Problem, match=f"^cannot write {rows}: File exists$"):
+        write_rows([], 0, rows)
+
+
 def anonymous():
     """MB of memory that no file lies behind."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -47,6 +47,12 @@ def replacing(path):
         os.replace(temporary, path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
+        # What is written may be computed meanwhile, from files of its own.
+        if isinstance(error.filename, str) and Path(error.filename) not in (
+            *(path, temporary),
+            *path.parents,
+        ):
+            reason = f"{error.filename}: {reason}"
         raise Problem(f"cannot write {path}: {reason}") from error
     finally:
         if os.path.lexists(temporary):  # in a folder that is locked nothing is
