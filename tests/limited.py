@@ -13,10 +13,12 @@ import torch
 import tiny
 from vecsweep import Problem
 from vecsweep.engine import decoding, edits, forward, jacobian, load
+from vecsweep.engine.batches import keep_memory
 from vecsweep.engine.edits import Edit
 from vecsweep.engine.readout import Readout
 
 MB = 2**20
+keep_memory()  # as the stages do
 # Of one length behind a shared beginning, and so many that a pass takes a hundred megabytes.
 PROMPTS = [[5, 6, 7, 8, 9, 10, a, b, a, b] for a in range(2, 52) for b in range(2, 42)]
 

@@ -34,8 +34,6 @@ def main(argv: list[str] | None = None) -> int:
         # Before anything imports the hub's package, which reads them then: compute nodes often have
         # no network, and a job that reached out would say so after minutes of waiting.
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    # Before torch asks for memory: in large pages it comes several times faster.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Not in the processes that this one starts: they are to agree what is to be done.
     ours = not STARTED & os.environ.keys()
     long = [job for job in jobs if ours and finished.is_long(job)]

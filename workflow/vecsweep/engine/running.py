@@ -3,7 +3,7 @@
 import sys
 import time
 
-from vecsweep.engine import load, proof
+from vecsweep.engine import batches, load, proof
 from vecsweep.engine.readout import Readout
 from vecsweep.files import read_json
 
@@ -19,6 +19,8 @@ def load_engine(args, prompt: list[int]):
     if key not in loaded:
         description = read_json(args.model)
         engine = load.load(description, args.model, *how)
+        if engine.sharding == "single":
+            batches.keep_memory()
         readout = Readout.load(args.readout) if engine.leader else None
         engine.proof = proof.prove(engine, readout, prompt)
         loaded[key] = engine, readout and readout.to(engine.device), description

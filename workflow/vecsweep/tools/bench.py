@@ -80,11 +80,13 @@ def run(args):
 
 def measure(args, subject, threads: int) -> None:
     """Measure a model's rows on `threads` threads, and write them."""
+    from vecsweep.engine.batches import keep_memory
     from vecsweep.engine.decoding import fast_bfloat16
     from vecsweep.files import provenance, write_json
     from vecsweep.tasks.rows import CAPTURED
     from vecsweep.tools import bench_variants as variants
 
+    keep_memory()  # as the stages do
     engine = subject.engine
     device = engine.device.type
     place = "gpu" if device == "cuda" else f"cpu-{'1' if threads == 1 else 'all'}"

@@ -5,6 +5,7 @@ Each takes how many prompts to run together, and gives its ranks as a flat list 
 
 import copy
 import json
+import os
 import random
 import subprocess
 import tempfile
@@ -39,6 +40,8 @@ SHAPES = {
     "llama2-7b": ("llama", {"max_position_embeddings": 4096}),
 }
 SHARED, OWN = 22, (3, 6)  # tokens of made-up prompts: all share the first ones
+# Asks glibc for what `batches.keep_memory` does.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 NAMES = ("decoder", "blocks", "ffn_norm", "final_norm", "head")
 
 
@@ -331,6 +334,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=self.log,
                 text=True,
+                env=os.environ | KEPT,
             )
             self.versions = self._answer()["versions"]
 
