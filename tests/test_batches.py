@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from conftest import REPO
+from conftest import REPO, run_stage
 from vecsweep import Problem
 from vecsweep.engine import batches, load
 
@@ -92,3 +92,16 @@ def test_memory_that_tensors_gave_back_is_kept():
         done = subprocess.run(words, cwd=REPO / "workflow", capture_output=True, text=True)
         found[how] = sum(map(int, done.stdout.split()))
     assert found["kept"] < found["plain"] / 2, found
+
+
+def test_stages_that_run_a_model_keep_memory(tiny_model, tmp_path, monkeypatch):
+    model, calls = tiny_model("gpt2"), []
+    monkeypatch.setattr(batches, "keep_memory", lambda: calls.append("kept"))
+    task = tiny.write_task(tmp_path, "towns")
+    settings = '{"demonstrations": 1, "seed": 0, "max_prompts": null}'
+    options = {"model": model.description}
+    prompts = tmp_path / "towns.parquet"
+    run_stage("prompts", **options, task=task, settings=settings, output=prompts)
+    options |= {"readout": model.readout, "prompts": prompts, "batch_tokens": 64}
+    run_stage("states", **options, output=tmp_path / "states.safetensors")
+    assert calls == ["kept"]

@@ -25,14 +25,13 @@ T = TypeVar("T")
 PASS = 30  # tokens that take as long as to read the weights once more, measured on CPUs
 # How torch, on CPUs, and the libraries behind it say that there is no memory left.
 SAID = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
-
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 
 
 def keep_memory() -> None:
     """From now on glibc keeps what tensors gave back for those that follow; elsewhere nothing changes.
 
-    By default each large one comes from the system anew, page by page: a tenth of a search's time.
+    By default each large one comes from the system anew, page by page: up to a sixth of a job's time.
     Not while a model is loaded or gathered from shards: of pieces of ever other sizes little fits.
     """
     with suppress(AttributeError, OSError):
