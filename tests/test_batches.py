@@ -1,17 +1,24 @@
 """What does not fit in memory is tried again in halves."""
 
 import os
+import random
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.cache_utils import DynamicLayer
 
 import tiny
 from conftest import REPO, run_stage
 from vecsweep import Problem
-from vecsweep.engine import batches, load
+from vecsweep.engine import batches, edits, forward, load
+from vecsweep.engine.edits import Edit
+from vecsweep.tools import plan
 
 
 def test_in_a_process_of_its_own():
@@ -105,3 +112,96 @@ def test_stages_that_run_a_model_keep_memory(tiny_model, tmp_path, monkeypatch):
     options |= {"readout": model.readout, "prompts": prompts, "batch_tokens": 64}
     run_stage("states", **options, output=tmp_path / "states.safetensors")
     assert calls == ["kept"]
+
+
+def grouped(groups, each, start, longest, seed=0):
+    """Groups of prompts that share so many first tokens, and have up to `longest` of their own."""
+    draw = random.Random(seed)
+
+    def tokens(count):
+        return [draw.randrange(2, tiny.VOCABULARY) for _ in range(count)]
+
+    found = []
+    for _ in range(groups):
+        shared = tokens(start)
+        found.append([shared + tokens(draw.randint(1, longest)) for _ in range(each)])
+    return found
+
+
+def passes(case, engine, groups):
+    """Run all prompts: for their states, or with edits of all tokens or of the last one."""
+    if case == "states":
+        for _ in forward.last_token_batches(engine, groups):
+            continue
+        return
+    size, layers = engine.model.config.hidden_size, range(len(engine.blocks))
+    position = "last" if case == "last token" else "all"
+    made = [Edit({layer: torch.randn(3, size)}, "add", position) for layer in layers]
+    for prompts in groups:
+        for clean in edits.clean_runs(engine, prompts, 3, case == "last token"):
+            for _ in edits.resume_all(engine, clean, made):
+                continue
+
+
+CASES = ["states", "all tokens", "last token"]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 300, 2000])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_keys_and_values_held_in_a_pass_are_bounded(case, batch_tokens, seed, monkeypatch):
+    """However many groups, and however long what they share: one prompt may always be run."""
+    own, held, ran = DynamicLayer.update, [], []
+
+    def update(self, keys, values, *args, **named):
+        whole = own(self, keys, values, *args, **named)
+        rows = len(keys)
+        if rows > (1 if case == "states" else 3):
+            ran.append(rows * keys.shape[2])
+            held.append(rows * whole[0].shape[2])
+        return whole
+
+    monkeypatch.setattr(DynamicLayer, "update", update)
+    groups = grouped(8, 12, [4, 25, 60][seed], [1, 6, 12][seed], seed)
+    passes(case, load.engine_of(tiny.model("gpt2"), batch_tokens), groups)
+    assert max(ran, default=0) <= batch_tokens
+    # Each row's share is rounded up to whole tokens: the bound is never passed, and is used.
+    assert max(held, default=0) <= batches.CACHED * batch_tokens
+    if seed and batch_tokens == 300:
+        assert max(held) > 0.6 * batches.CACHED * batch_tokens
+
+
+class Live(TorchDispatchMode):
+    """`.peak`: the most bytes that tensors made while it is entered take together."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if torch.is_tensor(tensor) else None
+            if storage and storage.nbytes() and storage.data_ptr() not in self.held:
+                self.held[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(storage, self._gone, storage.data_ptr())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+        return out
+
+    def _gone(self, place):
+        self.now -= self.held.pop(place)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_pass_holds_no_more_than_the_plan_says(kind, case, tiny_model):
+    stage, batch_tokens = tiny_model(kind), 2000
+    settings = tiny.config(kind, stage.folder) | {"batch_tokens": batch_tokens, "shards": 1}
+    planned = plan.Facts(kind, settings).activations(batch_tokens, 1)
+    groups = grouped(200, 3, 24, 6) if case == "states" else grouped(2, 100, 24, 6)
+    engine = load.engine_of(stage.model, batch_tokens)
+    with Live() as live:
+        passes(case, engine, groups)
+    # The plan knows nothing of what attention takes for a moment, much at this width.
+    assert 0.05 * planned < live.peak < 1.35 * planned

@@ -128,7 +128,7 @@ def state_of(model):
 @pytest.mark.parametrize("prefix", [0, 6])
 @pytest.mark.parametrize("mode", ["replace", "add"])
 def test_equals_plain_hooks(family, mode, prefix):
-    engine, prompts = load.engine_of(family.model, 12), prompts_with(prefix)
+    engine, prompts = load.engine_of(family.model, 20 if prefix else 12), prompts_with(prefix)
     # Two prompts go together where variants could be taken for prompts, others alone.
     assert sorted(len(clean.rows) for clean in edits.clean_runs(engine, prompts, 2)) == [1, 1, 1, 2]
     before = state_of(family.model)

@@ -1,5 +1,6 @@
 """Long stages go on where they were killed, and end with the same bytes."""
 
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from transformers import Cache
 
 import planted
 from conftest import HOW, command, main
@@ -40,6 +42,7 @@ def long(tiny_model, tmp_path_factory):
     write_table(pa.Table.from_pylist(named), stages)
     own = {
         "interventions": {"vectors": made.vectors, "first": 0, "last": 2, "settings": SETTINGS},
+        "states": {},
         "selection": {"vectors": made.vectors, "settings": SETTINGS},
         "ablations": {"settings": {"max_prompts": 8, "seed": 0, "twins": True}},
         "swaps": {"stages": stages, "settings": {"prompts": 5, "seed": 0}},
@@ -84,6 +87,26 @@ def small(monkeypatch):
     monkeypatch.setattr(parts, "SECONDS", 0)
     monkeypatch.setattr(parts, "SHARE", 1e9)
     monkeypatch.setattr(plans, "DECODED_TOGETHER", 200)
+
+
+@pytest.mark.parametrize(
+    "stage", ["interventions", "states", *sorted({*KILLS} - {"interventions"})]
+)
+def test_no_tensor_waits_for_the_garbage_collector(long, stage, tmp_path):
+    """It comes when it will: until then a pass's keys and values would be held beside the next's."""
+    words = long(stage, tmp_path)
+    gc.collect()
+    gc.disable()
+    try:
+        assert main(words) == 0
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [thing for thing in gc.garbage if isinstance(thing, (torch.Tensor, Cache))]
+        assert not left, sorted({str(thing) for thing in gc.garbage if callable(thing)})
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def run(words, log, kill_at=None, parts_written=None):

@@ -63,12 +63,13 @@ def test_jacobians_equal_autograd(kind, tiny_model, tmp_path):
     place = argument_ends(made.tokenizer, rows)[0]
     assert place > 1
     layers = list(range(tiny.layers_of(kind) - 1))[::-1]
-    engine = load.engine_of(made.model, 24)  # a few rows of the Jacobian at a time
+    engine = load.engine_of(made.model, 96)
     alone = [clean_runs(engine, [row["token_ids"]], 1, place) for row in rows[:2]]
     runs = [next(run) for run in alone]
     # Prompts of one length go together: the sums are over them.
     runs += clean_runs(engine, [row["token_ids"] for row in rows], 1, place)
     assert max(len(clean.rows) for clean in runs) > 1
+    engine.batch_tokens = 24  # a few rows of the Jacobian at a time
     chosen = [[rows[0]], [rows[1]], *([rows[i] for i in clean.rows] for clean in runs[2:])]
     for clean, prompts in zip(runs, chosen):
         before = hooks_of(made.model)  # transformers leaves some of its own

@@ -7,6 +7,7 @@ one prompt, and the pass alone is done again. What comes out is the same, as wit
 
 import ctypes
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PASS = 30  # tokens that take as long as to read the weights once more, measured on CPUs
+# So many tokens whose keys and values a pass holds count as one that runs. With 8 no pass is faster
+# but those of many single last tokens (by a tenth), and a large model's take three times as much.
+CACHED = 2
 # How torch, on CPUs, and the libraries behind it say that there is no memory left.
 SAID = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
@@ -97,21 +101,32 @@ def filled(lengths: Sequence[int]) -> list[int]:
     return [to[length] for length in lengths]
 
 
+def weight(tokens: int, before: int) -> int:
+    """Tokens of `batch_tokens` that a row takes: those that run, or its share of keys and values.
+
+    `before` are tokens that do not run, whose keys and values the row has a copy of.
+    """
+    return max(tokens, math.ceil((before + tokens) / CACHED))
+
+
 def run_batches(
-    engine: "Engine", lengths: Sequence[int], run: Callable[[list[int]], Any], variants: int = 1
+    engine: "Engine",
+    lengths: Sequence[int],
+    run: Callable[[list[int]], Any],
+    weights: Callable[[int], int] = lambda length: length,
 ) -> Iterator[tuple[list[int], Any]]:
     """(indices of prompts of one length, what `run` makes of them) until all are done.
 
-    As `equal_length_batches` cuts them, `variants` times fitting batch_tokens; a batch that does not
-    fit in memory is halved, and so are all after it.
+    As `equal_length_batches` cuts them; `weights(length)` is what one prompt takes of batch_tokens. A
+    batch that does not fit in memory is halved, and so are all after it.
     """
     for group in equal_length_batches(lengths, sys.maxsize):
-        length = max(1, lengths[group[0]])
+        each = max(1, weights(lengths[group[0]]))
         while group:
-            rows = group[: max(1, engine.batch_tokens // max(1, variants) // length)]
+            rows = group[: max(1, engine.batch_tokens // each)]
             found = fitted(partial(run, rows))
             if found is None:
-                halve(engine, len(rows), len(rows) * length * max(1, variants))
+                halve(engine, len(rows), len(rows) * each)
                 continue
             yield rows, found
             group = group[len(rows) :]

@@ -7,7 +7,6 @@ the last token alone change what the tokens before it are: where all edits are s
 values are kept, and only the last token runs again.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache
 
 from vecsweep import Problem
-from vecsweep.engine.batches import at_once, fitted, halve, run_batches
+from vecsweep.engine.batches import at_once, fitted, halve, run_batches, weight
 from vecsweep.engine.forward import (
     added,
     attention,
+    branched,
+    chosen,
     first,
     hooks,
     rotary_switch,
@@ -206,8 +207,9 @@ class CleanRun:
     """An unedited run of prompts of one length: what every block was called with.
 
     `rows` are the prompts' places in the list given, `tokens` how many each has behind the shared
-    beginning; `last` [prompts, d_model] the last block's output at the last token; `calls` and
-    `prefix_calls` (None without a shared beginning) hold each block's arguments.
+    beginning; `weight` is what an edited run of one takes of batch_tokens, `beginning` how many tokens
+    it runs again for all of them; `last` [prompts, d_model] is the last block's output at the last
+    token; `calls` and `prefix_calls` (None without a shared beginning) hold each block's arguments.
 
     Of a run for edits of the `last_only` last tokens alone (1 where it is true, 0: of all tokens)
     `calls` are those of these tokens, `earlier` the keys and values of all tokens before them (None
@@ -217,6 +219,8 @@ class CleanRun:
 
     rows: list[int]
     tokens: int
+    weight: int
+    beginning: int
     last: torch.Tensor
     calls: list[Call]
     prefix_calls: list[Call] | None
@@ -224,13 +228,22 @@ class CleanRun:
     earlier: Cache | None = None
     outputs: dict[tuple[Sublayer, int], torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def each(self) -> int:
+        """What one variant of an edit takes of batch_tokens."""
+        return max(1, len(self.rows) * self.weight, self.beginning)
+
 
 @contextmanager
 def _recorded(engine: Engine) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
+    def kept(value: Any) -> Any:
+        # Runs that resume bring their own; that of the clean run would be held as long as its calls.
+        return Cache(layers=[]) if isinstance(value, Cache) else value
+
     def record(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
+        calls.append((tuple(map(kept, args)), {name: kept(v) for name, v in kwargs.items()}))
 
     def note(layer: int) -> Callable:
         def see(module, args, output):
@@ -290,21 +303,30 @@ def clean_runs(
             cache = at_once(engine, prefix, begin).past_key_values
     rests = [list(p[prefix:]) for p in prompts]
 
+    def alone_in(tokens: int) -> int:
+        whole = prefix + tokens
+        return 0 if switch and whole - last_only <= switch < whole else last_only
+
+    def taken(tokens: int) -> int:
+        running = alone_in(tokens) or tokens
+        return weight(running, prefix + tokens - running)
+
+    def most(tokens: int) -> int:
+        return max(weight(tokens, prefix), variants * taken(tokens))
+
     def run(rows: list[int]) -> CleanRun:
         ids = torch.tensor([rests[i] for i in rows], device=engine.device)
-        past, start, tokens = copy.deepcopy(cache), prefix, ids.shape[1]
+        past, start, tokens = None, prefix, ids.shape[1]
         if done(rows):
-            return CleanRun(rows, tokens, torch.empty(0), [], None)
-        if past is not None:
-            past.batch_repeat_interleave(len(rows))
-        whole = prefix + tokens
-        changes = switch and whole - last_only <= switch < whole
-        alone = 0 if changes else last_only
+            return CleanRun(rows, tokens, 0, 0, torch.empty(0), [], None)
+        if cache is not None:
+            past = chosen(cache, [0] * len(rows), engine.device)
+        alone = alone_in(tokens)
         if alone and tokens > alone:
             before, ids = ids[:, :-alone], ids[:, -alone:]
             past = run_decoder(engine, before, past, start, use_cache=True).past_key_values
             start += before.shape[1]
-        earlier = copy.deepcopy(past) if alone else None  # the run adds its tokens
+        earlier = branched(past) if alone and past else None  # the run adds its tokens
         output: list[torch.Tensor] = []
         keep = engine.blocks[-1].register_forward_hook(
             lambda module, args, out, output=output: output.append(first(out)[:, -1])
@@ -312,9 +334,10 @@ def clean_runs(
         with _recorded(engine) as calls, hooks([keep]), _given(engine, last_only) as outputs:
             run_decoder(engine, ids, past, start)
         again = None if alone else prefix_calls
-        return CleanRun(rows, tokens, output[0], calls, again, alone, earlier, outputs)
+        takes = taken(tokens), prefix if again else 0
+        return CleanRun(rows, tokens, *takes, output[0], calls, again, alone, earlier, outputs)
 
-    for _, clean in run_batches(engine, [len(r) for r in rests], run, variants):
+    for _, clean in run_batches(engine, [len(r) for r in rests], run, most):
         yield clean
 
 
@@ -350,7 +373,7 @@ def resume_all(
             raise ValueError("this edit is of the beginning that the prompts share")
     start = 0
     while start < len(edits):
-        room = engine.batch_tokens // max(1, len(clean.rows) * clean.tokens)
+        room = engine.batch_tokens // clean.each
         stop, variants = start + 1, edits[start].variants
         while stop < len(edits) and variants + edits[stop].variants <= room:
             variants += edits[stop].variants
@@ -363,7 +386,7 @@ def resume_all(
             some = edits[start:stop]
             states = fitted(partial(_resume, engine, clean, some))
             if states is None:
-                halve(engine, variants, variants * len(clean.rows) * clean.tokens)
+                halve(engine, variants, variants * clean.each)
                 continue
             yield from states
         start = stop
@@ -372,7 +395,7 @@ def resume_all(
 def _fitting(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     """One edit's runs, in as many passes as memory asks for."""
     variants, prompts = edit.variants, len(clean.rows)
-    passes, tokens = variants * prompts, variants * prompts * clean.tokens
+    passes, tokens = variants * prompts, variants * clean.each
     if passes == 1 or not engine.halved or tokens <= engine.batch_tokens:
         states = fitted(lambda: _resume(engine, clean, [edit]))
         if states is not None:
@@ -419,11 +442,8 @@ def _of_rows(engine: Engine, clean: CleanRun, cut: slice) -> CleanRun:
         )
         for args, named in clean.calls
     ]
-    earlier = copy.deepcopy(clean.earlier)
-    if earlier is not None:
-        cached: list[Any] = earlier.layers
-        for layer in cached:
-            layer.batch_select_indices(torch.arange(cut.start, cut.stop, device=engine.device))
+    kept = list(range(prompts))[cut]
+    earlier = chosen(clean.earlier, kept, engine.device) if clean.earlier else None
     return replace(clean, rows=clean.rows[cut], last=clean.last[cut], calls=calls, earlier=earlier)
 
 
@@ -440,11 +460,11 @@ def resume_at_once(
     joining, prompts = [edits[i] for i in order], len(clean.rows)
     cache = None
     if clean.earlier is not None:
-        cache = copy.deepcopy(clean.earlier)
+        cache = branched(clean.earlier)
         each = torch.arange(prompts, device=engine.device)
         cached: list[Any] = cache.layers
         for number, layer in enumerate(cached):
-            if running := _running(joining, number):  # those below do not run
+            if (running := _running(joining, number)) > 1:  # those below do not run
                 layer.batch_select_indices(each.repeat(running))
     elif clean.prefix_calls:
         cache = DynamicCache(config=engine.model.config)
@@ -457,20 +477,23 @@ def resume_at_once(
     return [state for _, state in sorted(zip(order, states), key=lambda pair: pair[0])]
 
 
+def _widened(value: Any, variants: int, rows: int, cache: Cache | None) -> Any:
+    """An argument of a block for so many variants of `rows` prompts; the cache is theirs."""
+    # No function inside another: one that calls itself holds its cache until garbage is collected.
+    if isinstance(value, Cache):
+        return cache
+    if isinstance(value, tuple):
+        return tuple(_widened(v, variants, rows, cache) for v in value)
+    if torch.is_tensor(value) and value.dim() > 1 and len(value) == rows:
+        return value.repeat(variants, *[1] * (value.dim() - 1))
+    return value  # what all prompts share
+
+
 def _run_blocks(
     engine: Engine, calls: list[Call], edits: Sequence[Edit], prompts: int, cache: Cache | None
 ) -> torch.Tensor:
     """Run the blocks from the lowest edit on, on copies of the recorded batch: one a variant."""
     heads = engine.model.config.num_attention_heads // engine.head_shards
-
-    def widened(value: Any, variants: int, rows: int = prompts) -> Any:
-        if isinstance(value, Cache):
-            return cache
-        if isinstance(value, tuple):
-            return tuple(widened(v, variants) for v in value)
-        if torch.is_tensor(value) and value.dim() > 1 and len(value) == rows:
-            return value.repeat(variants, *[1] * (value.dim() - 1))
-        return value  # what all prompts share
 
     hidden: Any = None
     before = 0 if cache is None else cache.get_seq_length(len(engine.blocks) - 1)
@@ -482,16 +505,18 @@ def _run_blocks(
         given, named = list(args), dict(kwargs)
         recorded = given.pop(0) if given else named.pop("hidden_states")
         if joined:  # they begin with what the block was given in the clean run
-            new = widened(recorded, joined)
+            new = _widened(recorded, joined, prompts, cache)
             hidden = new if hidden is None else torch.cat([hidden, new])
         family = engine.family
         named = {
             name: value
             if name in family.shared
-            else widened(value, running, prompts * heads if name in family.per_head else prompts)
+            else _widened(
+                value, running, prompts * heads if name in family.per_head else prompts, cache
+            )
             for name, value in named.items()
         }
-        given = [widened(value, running) for value in given]
+        given = [_widened(value, running, prompts, cache) for value in given]
         with attention(engine, before + hidden.shape[1]):
             if args:
                 hidden = first(block(hidden, *given, **named))

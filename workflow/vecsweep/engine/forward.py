@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from vecsweep.engine.batches import filled, run_batches
+from vecsweep.engine.batches import filled, run_batches, weight
 from vecsweep.engine.load import Engine
 
 # On a CPU plain products beat PyTorch's flash kernel up to some 200 tokens: 17 times at 28 of them
@@ -195,7 +196,7 @@ def last_token_batches(
                     run_decoder(engine, ids, past, prefix)
                 return {name: state.cpu() for name, state in states.items()}
 
-            for batch, states in run_batches(engine, lengths, run):
+            for batch, states in run_batches(engine, lengths, run, partial(weight, before=prefix)):
                 yield [owners[i][0] for i in batch], states
                 progress(len(batch), sum(len(rests[i]) for i in batch))
 
@@ -218,10 +219,17 @@ def beginnings(
     yield from run_batches(engine, [len(start) for start in starts], run)
 
 
-def chosen(cache: Cache, rows: list[int], device: torch.device) -> Cache:
-    """A cache of some rows of another, which stays as it is and is not copied whole."""
+def branched(cache: Cache) -> Cache:
+    """A cache that goes on from another, which stays as it is; no tensor is copied."""
+    # What a cache does to its tensors, it does by new ones.
     found = copy.copy(cache)
     found.layers = [copy.copy(layer) for layer in cache.layers]
+    return found
+
+
+def chosen(cache: Cache, rows: list[int], device: torch.device) -> Cache:
+    """A cache of some rows of another, which stays as it is."""
+    found = branched(cache)
     found.batch_select_indices(torch.tensor(rows, device=device))
     return found
 

@@ -24,8 +24,6 @@ from vecsweep.engine.readout import target_tokens
 SETS, SHOTS, QUERIES, MEASURED = 5, 10, 5, 10
 # Theirs are 10 of GPT-J's 448 heads, and in larger models about in proportion to all heads.
 SHARE = 10 / 448
-# Keys and values weigh less than running tokens: so many times `batch_tokens` of them go together.
-CACHED = 8
 
 
 def lacking(engine: Engine) -> str | None:
@@ -153,8 +151,8 @@ def indirect_effects(
     def name(number, layer):
         return f"{section}{number} {layer}"
 
-    def done(number, start, edit):
-        return parts.has(name(number, start + edit))
+    def done(number, layer):
+        return parts.has(name(number, layer))
 
     def all_done(numbers):
         return all(
@@ -186,13 +184,10 @@ def indirect_effects(
                     Edit({i: _updates(engine, i, own, means[i])}, "replace", "last", "attention")
                     for i in layers
                 ]
-                size = CACHED * engine.batch_tokens // (heads * len(rows[number]["shuffled_ids"]))
-                for start in range(0, len(edits), max(1, size)):
-                    some = edits[start : start + max(1, size)]
-                    resumed = resume_all(engine, clean, some, partial(done, number, start))
-                    for layer, after in enumerate(resumed, start):
-                        state = None if after is None else after.flatten(0, 1)
-                        yield state, repeated, (number, layer), name(number, layer)
+                resumed = resume_all(engine, clean, edits, partial(done, number))
+                for layer, after in enumerate(resumed):
+                    state = None if after is None else after.flatten(0, 1)
+                    yield state, repeated, (number, layer), name(number, layer)
                 progress(1, heads * len(edits))
 
     before = torch.zeros(len(rows))

@@ -168,13 +168,19 @@ class Facts:
         return (SITES * len(self.blocks) + 1) * self.config.hidden_size * self.size
 
     def activations(self, tokens: int, shards: int) -> int:
-        """Bytes of a batch's key-value cache, FFN inner layer and copies of the stream, a process."""
+        """Bytes of a batch of so many tokens in a process.
+
+        That is its keys and values, copied from those of as many tokens, the FFN's inner layer and
+        copies of the stream.
+        """
+        from vecsweep.engine.batches import CACHED  # with torch, which Snakemake does without
+
         d = self.config.hidden_size
         width = getattr(self.config, "head_dim", None) or d // self.config.num_attention_heads
         heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
         cache = 2 * len(self.blocks) * heads * width / shards
         inner = 4 * d / shards
-        return math.ceil(tokens * (cache + 2 * inner + 8 * d) * self.size)
+        return math.ceil(tokens * ((1 + CACHED) * cache + 2 * inner + 8 * d) * self.size)
 
 
 def shard_counts(heads: int, gpus_per_node: int) -> list[int]:
