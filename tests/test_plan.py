@@ -51,14 +51,23 @@ def test_bloom_needs_a_node_of_80_gb_or_two_of_40(bloom):
     assert plan.suggested(settings, bloom, 80, 8) == 8 == settings["shards"]
     assert plan.suggested(settings, bloom, 48, 8) == 14
     assert plan.suggested(settings, bloom, 1, 8) is None
-    # ZeRO-3 splits weights, not what a batch takes.
-    assert plan.suggested(settings | {"engine": "zero"}, bloom, 240, 8) == 2
-    assert plan.suggested(settings | {"engine": "zero"}, bloom, 80, 8) == 14
+    # ZeRO-3 splits weights, not what a batch takes: with all heads, 95 GiB of 8192 tokens.
+    zero = settings | {"engine": "zero"}
+    assert plan.suggested(zero, bloom, 320, 8) == 2
+    assert plan.suggested(zero, bloom, 240, 8) == 4
+    assert plan.suggested(zero, bloom, 80, 8) is None
+    assert plan.suggested(zero | {"batch_tokens": 2048}, bloom, 80, 8) == 8
+    said = "No listed shard count fits devices of"
+    assert (
+        plan.none_fits(zero, bloom, 80, 8)
+        == f"{said} 80 GB; with batch_tokens: 4096 shards: 24 does."
+    )
+    assert plan.none_fits(zero, bloom, 1, 8) == f"{said} 1 GB."
 
 
 def test_bloom_in_host_memory(bloom, capsys, tmp_path):
     """With offload a device holds a tensor and its part: 6.70 x (1 + 1 / shards) GiB."""
-    settings = settings_of(PAPER, "bloom-176b") | {"offload": True}
+    settings = settings_of(PAPER, "bloom-176b") | {"offload": True, "batch_tokens": 4096}
     assert bloom.on_device("zero", 8, True) / plan.GIB == pytest.approx(6.70 * 9 / 8, abs=0.01)
     assert bloom.on_device("tensor", 8, False) == bloom.held("tensor", 8)
     assert plan.engine_for(settings, bloom, 1) == plan.engine_for(settings, bloom, 8) == "zero"
@@ -67,6 +76,7 @@ def test_bloom_in_host_memory(bloom, capsys, tmp_path):
         plan.engine_for(settings | {"engine": "tensor"}, bloom, 8)
     file = tmp_path / "config.yaml"
     text = PAPER.read_text()
+    text = text.replace("batch_tokens: 8192", "batch_tokens: 4096")
     file.write_text(text.replace("    shards: 8", "    shards: 8\n    offload: true"))
     assert main(["plan", "bloom-176b", "--configfile", str(file)]) == 0
     text = capsys.readouterr().out

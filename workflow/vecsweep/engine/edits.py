@@ -326,7 +326,7 @@ def clean_runs(
             before, ids = ids[:, :-alone], ids[:, -alone:]
             past = run_decoder(engine, before, past, start, use_cache=True).past_key_values
             start += before.shape[1]
-        earlier = branched(past) if alone and past else None  # the run adds its tokens
+        earlier = None if past is None or not alone else branched(past)  # the run adds tokens
         output: list[torch.Tensor] = []
         keep = engine.blocks[-1].register_forward_hook(
             lambda module, args, out, output=output: output.append(first(out)[:, -1])
@@ -395,7 +395,7 @@ def resume_all(
 def _fitting(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     """One edit's runs, in as many passes as memory asks for."""
     variants, prompts = edit.variants, len(clean.rows)
-    passes, tokens = variants * prompts, variants * clean.each
+    passes, tokens = variants * prompts, variants * prompts * clean.weight
     if passes == 1 or not engine.halved or tokens <= engine.batch_tokens:
         states = fitted(lambda: _resume(engine, clean, [edit]))
         if states is not None:
@@ -443,7 +443,7 @@ def _of_rows(engine: Engine, clean: CleanRun, cut: slice) -> CleanRun:
         for args, named in clean.calls
     ]
     kept = list(range(prompts))[cut]
-    earlier = chosen(clean.earlier, kept, engine.device) if clean.earlier else None
+    earlier = clean.earlier and chosen(clean.earlier, kept, engine.device)
     return replace(clean, rows=clean.rows[cut], last=clean.last[cut], calls=calls, earlier=earlier)
 
 

@@ -20,11 +20,8 @@ NOVEL = ("novel",)
 
 def kept_rows(path, prompt_sets) -> list[dict]:
     """The prompts of some sets that were not dropped, in table order: the rows of `states`."""
-    table = read_table(path)
-    sets = table.column("prompt_set").to_pylist()
-    dropped = table.column("dropped").to_pylist()
-    kept = [name in prompt_sets and why is None for name, why in zip(sets, dropped)]
-    return table.filter(kept).to_pylist()
+    rows = read_table(path).to_pylist()
+    return [r for r in rows if r["dropped"] is None and r["prompt_set"] in prompt_sets]
 
 
 def prompt_groups(rows: list[dict]) -> list[list[list[int]]]:

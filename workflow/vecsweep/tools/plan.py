@@ -218,6 +218,19 @@ def suggested(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: in
     return None
 
 
+def none_fits(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: int) -> str:
+    """What to say where no shard count fits, and which smaller batch would."""
+    said, tokens = (
+        f"No listed shard count fits devices of {gpu_memory:g} GB",
+        settings["batch_tokens"],
+    )
+    while tokens := tokens // 2:
+        smaller = settings | {"batch_tokens": tokens}
+        if shards := suggested(smaller, facts, gpu_memory, gpus_per_node):
+            return f"{said}; with batch_tokens: {tokens} shards: {shards} does."
+    return f"{said}."
+
+
 def host_bytes(held: float, largest: float) -> float:
     """Memory of a process while it loads: its part, a fifth more, and one whole tensor."""
     return 1.2 * held + largest
@@ -280,7 +293,7 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
             f"process; at most {device / GIB:.1f} GiB of them on a device at a time"
         )
     if choice is None:
-        lines.append(f"No listed shard count fits devices of {args.gpu_memory:g} GB.")
+        lines.append(none_fits(settings, facts, args.gpu_memory, args.gpus_per_node))
     else:
         nodes = math.ceil(choice / args.gpus_per_node)
         lines.append(
