@@ -489,6 +489,33 @@ def test_a_missing_or_truncated_file(bloom, tmp_path, refused, change, reason, s
     assert not list((tmp_path / "results").iterdir())
 
 
+SEES = """
+import os, sys
+
+def saw(event, args):
+    if event == "ctypes.dlsym" and args[1] == "mallopt":
+        print(f"memory is kept in process {os.getpid()}", file=sys.stderr)
+
+sys.addaudithook(saw)
+"""
+
+
+@pytest.mark.parametrize("shards", [1, SHARDS])
+def test_memory_is_kept_in_single_processes_alone(bloom, tmp_path, shards):
+    """Where parameters are gathered for each pass, pieces of ever other sizes would pile up."""
+    (tmp_path / "sees").mkdir()
+    (tmp_path / "sees" / "sitecustomize.py").write_text(SEES)
+    path = os.pathsep.join([str(tmp_path / "sees"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [str(word) for word in states(bloom, tmp_path, shards=shards)],
+        env=ENVIRONMENT | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and f"shards: {shards}" in done.stderr, done.stderr
+    assert done.stderr.count("memory is kept") == (shards == 1), done.stderr
+
+
 def test_shards_that_do_not_divide_the_heads(bloom, tmp_path, refused):
     last = refused(states(bloom, tmp_path, shards=3, engine="tensor")[3:])
     assert "shards: 3 does not divide the model's 4 attention heads" in last

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PASS = 30  # tokens that take as long as to read the weights once more, measured on CPUs
-# So many tokens whose keys and values a pass holds count as one that runs. With 8 no pass is faster
-# but those of many single last tokens (by a tenth), and a large model's take three times as much.
+# So many tokens whose keys and values a pass holds count as one that runs. With 8, passes of few
+# tokens after many are up to a tenth faster, and the keys and values take three times as much.
 CACHED = 2
 # How torch, on CPUs, and the libraries behind it say that there is no memory left.
 SAID = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
