@@ -83,7 +83,7 @@ def rows_of_jacobians(kind, engine):
 
 CASES = {"states": states, "edits": edited, "last token": partial(edited, last_only=True)}
 CASES["jacobians"] = rows_of_jacobians
-ROOM = {"states": 32, "edits": 32, "last token": 44, "jacobians": 72}
+ROOM = {"states": 32, "edits": 24, "last token": 24, "jacobians": 72}
 
 
 @pytest.mark.parametrize(
