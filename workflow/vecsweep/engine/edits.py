@@ -303,6 +303,8 @@ def clean_runs(
             cache = at_once(engine, prefix, begin).past_key_values
     rests = [list(p[prefix:]) for p in prompts]
 
+    # Of a prompt with so many tokens behind the beginning: how many last ones an edited run runs
+    # alone (0: all run), what that takes of batch_tokens, and what the prompt takes at most.
     def alone_in(tokens: int) -> int:
         whole = prefix + tokens
         return 0 if switch and whole - last_only <= switch < whole else last_only

@@ -220,10 +220,8 @@ def suggested(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: in
 
 def none_fits(settings: dict, facts: Facts, gpu_memory: float, gpus_per_node: int) -> str:
     """What to say where no shard count fits, and which smaller batch would."""
-    said, tokens = (
-        f"No listed shard count fits devices of {gpu_memory:g} GB",
-        settings["batch_tokens"],
-    )
+    said = f"No listed shard count fits devices of {gpu_memory:g} GB"
+    tokens = settings["batch_tokens"]
     while tokens := tokens // 2:
         smaller = settings | {"batch_tokens": tokens}
         if shards := suggested(smaller, facts, gpu_memory, gpus_per_node):
