@@ -14,6 +14,7 @@ import vecsweep.tables
 from conftest import REPO, command, run_stage
 from test_models import final_norm
 from test_states import plain_states
+from vecsweep import Problem
 from vecsweep.engine import decoding, products
 from vecsweep.engine.decoding import decode
 from vecsweep.engine.readout import Readout, target_tokens
@@ -368,9 +369,11 @@ def test_a_soft_cap_changes_probabilities_alone(kind, small_chunks):
     torch.testing.assert_close(device.among, found.among, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("terms", [1024, 16, 7])
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_error_exceeds_its_bound(kind, split):
+def test_no_error_exceeds_its_bound(kind, split, terms, monkeypatch):
+    monkeypatch.setattr(products, "TERMS", terms)
     readout, states, _ = near_ties(kind)
     normed = readout.normed(states)
     block = decoding.Block(normed, split)
@@ -379,11 +382,21 @@ def test_no_error_exceeds_its_bound(kind, split):
     allowed = bounds[:, :2] @ readout.norms.double()
     if split:
         low = block.rest @ readout.weight.bfloat16().T
-        found = low.double() + (block.coefficients @ (block.directions @ readout.weight.T)).double()
+        shared = products.product(readout.weight, block.directions.T)
+        found = low.double() + (block.coefficients @ shared.T).double()
         allowed += 0.002 * low.double().abs()
     else:
-        found = (normed @ readout.weight.T).double()
+        found = products.product(normed, readout.weight.T).double()
     assert ((found - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_no_number_is_refused(number, small_chunks):
+    """Every comparison with nan is false: its rank, and in one product its neighbours', would be 0."""
+    readout, states, targets = near_ties("plain")
+    states[7, 3] = number
+    with pytest.raises(Problem, match="infinite or none: an edit went beyond .*dtype: bfloat16"):
+        decode(readout, states, targets, 5)
 
 
 def test_threads_change_nothing(small_chunks):
@@ -486,6 +499,30 @@ def test_products_are_float32s():
     assert all(products.exact(*shape) for shape in shapes)
     # The check can fail: bfloat16 misses by far more.
     assert not products.exact(64, 640, 512, torch.bfloat16)
+
+
+@pytest.mark.parametrize("terms", [1, 1023, 1024, 1025, 2049, 5000, 14336])
+def test_wide_products_miss_by_no_more_than_narrow_ones(terms):
+    """All of one sign, so that the sum is as large as the bound is of."""
+    generator = torch.Generator().manual_seed(terms)
+    left = 1 + torch.rand(9, terms, generator=generator)
+    right = 1 + torch.rand(terms, 33, generator=generator)
+    wanted = left.double() @ right.double()
+    room = torch.full((9, 33), torch.nan)
+    found = products.product(left, right, out=room)
+    assert found.data_ptr() == room.data_ptr()
+    assert ((room - wanted).abs() <= products.missed(terms) * wanted).all()
+    assert products.missed(terms) <= products.rounding(min(terms, 1040))
+
+
+@pytest.mark.parametrize("terms", [16, 7])
+def test_sums_in_pieces_change_no_rank(small_chunks, terms, monkeypatch):
+    readout, states, targets = near_ties("bias")
+    plain = decode(readout, states, targets, 12)
+    monkeypatch.setattr(products, "TERMS", terms)
+    found = decode(readout, states, targets, 12)
+    assert torch.equal(found.rank, plain.rank) and torch.equal(found.top_token, plain.top_token)
+    torch.testing.assert_close(found.probability, plain.probability, rtol=1e-3, atol=1e-12)
 
 
 def test_a_readout_that_has_decoded_can_move():

@@ -20,7 +20,7 @@ import torch
 from vecsweep import Problem
 from vecsweep.engine import fused
 from vecsweep.engine.batches import fitted
-from vecsweep.engine.products import rounding
+from vecsweep.engine.products import missed, product, rounding
 from vecsweep.engine.readout import Readout
 
 # A block of 256 states x 1024 tokens: its logits stay in a core's cache.
@@ -67,7 +67,7 @@ class Block:
     def __init__(self, states: torch.Tensor, split: bool, top_k: int = 0):
         n, d_model = states.shape
         lengths = states.double().norm(dim=1)
-        own = rounding(d_model)
+        own = missed(d_model)
         self.split = split
         self.kept = max(top_k, KNOWN) if split else top_k  # of the largest logits, exactly
         if split:
@@ -80,7 +80,7 @@ class Block:
             explained = self.coefficients.abs().double() @ self.directions.double().norm(dim=1)
             scale = left + (own + rounding(len(self.directions) + 1)) * explained
             # Products of bfloat16 are summed in float32, by some processors without rounding up.
-            scale += 4 * own * rest
+            scale += 4 * rounding(d_model) * rest
         else:
             scale, rest = own * lengths, torch.zeros(n)
         self.bounds = torch.zeros(n, 5)
@@ -128,8 +128,14 @@ def decode(
     changes no rank. No logits are kept and nothing is sorted.
     `among` [T] are tokens whose natural log probability is wanted in every state. Each `unit` of
     states in a row has the same numbers to the last bit, whatever is decoded beside it. States that
-    do not fit in memory together are decoded in halves, if need be cut within a unit.
+    do not fit in memory together are decoded in halves, if need be cut within a unit. Problem if a
+    state holds a number that is infinite or none: it would pass for one whose answer is on top.
     """
+    if not states.isfinite().all():
+        raise Problem(
+            "states to decode hold numbers that are infinite or none: an edit went beyond the model's "
+            "dtype; give the model a wider one (dtype: bfloat16 or float32), or leave out large scales"
+        )
     if among is None:
         among = torch.empty(0, dtype=torch.long)
     count = len(states)
@@ -394,11 +400,12 @@ class Pass:
                 high, low = (room[: math.prod(shape)].view(shape) for room in rooms)
                 if block.split:
                     # The many rows on the left: the other way round takes half as long again.
-                    torch.mm(block.coefficients, (part @ block.directions.T).T, out=high)
+                    shared = product(part, block.directions.T)
+                    torch.mm(block.coefficients, shared.T, out=high)
                     torch.mm(block.rest, rounded, out=low)
                     bits = low.view(torch.uint16).numpy()
                 else:
-                    torch.mm(self.states[place], part.T, out=high)
+                    product(self.states[place], part.T, out=high)
                     bits = nothing
                 if self.readout.bias is not None:
                     high += self.readout.bias[cut]

@@ -1,12 +1,15 @@
 """Which library multiplies float32 matrices on the CPU."""
 
 import functools
+import math
 from pathlib import Path
 
 import torch
 
 # Shapes of the check (rows, terms, columns): a block of states, a few tokens, one.
 CHECKED = ((256, 640, 2048), (12, 640, 512), (1, 256, 256))
+# Terms that are summed at a time: the sum of a few can miss by less than the sum of many.
+TERMS = 1024
 
 
 def rounding(terms: int) -> float:
@@ -15,6 +18,20 @@ def rounding(terms: int) -> float:
     Of the product of the two vectors' lengths (Higham, Accuracy and Stability, section 3.1).
     """
     return 1.01 * (terms + 2) * 2.0**-24
+
+
+def missed(terms: int) -> float:
+    """The same of what `product` sums piece by piece."""
+    return rounding(min(terms, TERMS) + math.ceil(terms / TERMS) - 1)
+
+
+def product(left: torch.Tensor, right: torch.Tensor, out=None) -> torch.Tensor:
+    """left [n, terms] @ right [terms, m] in float32, of pieces of TERMS terms (to `missed`)."""
+    out = torch.mm(left[:, :TERMS], right[:TERMS], out=out)
+    for start in range(TERMS, left.shape[1], TERMS):
+        piece = slice(start, start + TERMS)
+        out.addmm_(left[:, piece], right[piece])
+    return out
 
 
 @functools.cache
