@@ -51,13 +51,13 @@ def test_random_layers_are_seeded():
     assert removed_layers(24, 2, "random", 3) == removed_layers(24, 2, "random", 3)
 
 
-def write_prompts(family, folder, task="towns", max_prompts=None):
+def write_prompts(family, folder, task="towns", max_prompts=None, rows=None):
     settings = json.dumps({"demonstrations": 1, "seed": 0, "max_prompts": max_prompts})
     path = folder / f"{task}.parquet"
     run_stage(
         "prompts",
         model=family.description,
-        task=tiny.write_task(folder, task),
+        task=tiny.write_task(folder, task, rows),
         settings=settings,
         output=path,
     )

@@ -1,6 +1,7 @@
 """Task vectors and function vectors: equal to plain hooks, train alone, the o-vector's protocol."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from vecsweep.files import Tensors, read_table, write_tensors
 from vecsweep.methods import Vector, grid, heads, shown
 from vecsweep.tasks.readers import Reader
 from vecsweep.tasks.rows import NOVEL, kept_rows
-from vecsweep.tasks.shots import draw, train_pool
+from vecsweep.tasks.shots import draw, train_pool, wrongly
 
 # Where the heads' outputs go in, written down again so that a wrong row of families.py cannot hide.
 PROJECTIONS = {
@@ -254,10 +255,14 @@ def test_no_more_settings_than_an_o_vector_of_one_layer_has(count, modes, extent
     assert 0 < settings_of(found) <= settings_of(own)
 
 
+# Enough for several demonstrations, of words that the tokenizer knows: all others start with a letter.
+MANY = tiny.CAPITALS | tiny.PASTS
+
+
 def test_what_is_shown_gives_no_answer_of_dev_or_test_away(tiny_model, tmp_path):
     """Train pairs alone, none with an answer of the others; what is asked is not among the shown."""
     stage = tiny_model("llama")
-    prompts = write_prompts(stage, tmp_path)
+    prompts = write_prompts(stage, tmp_path, rows=MANY)
     rows = kept_rows(prompts, ("abstractive", "novel"))
     pool = train_pool(prompts, [])
     judged = [row for row in rows if row["split"] != "train"]
@@ -269,41 +274,72 @@ def test_what_is_shown_gives_no_answer_of_dev_or_test_away(tiny_model, tmp_path)
 
     task = tasks.load(tmp_path / "towns.yaml", "towns")
     reader = Reader.of(stage.description, stage.description.with_name("tokenizer.json"))
-    sets = draw(task, reader, pool, 4, 3, 2, 0)
-    assert sets == draw(task, reader, pool, 4, 3, 2, 0) != draw(task, reader, pool, 4, 3, 2, 1)
+    sets = draw(task, reader, pool, 9, 3, 2, 0)
+    assert sets == draw(task, reader, pool, 9, 3, 2, 0) != draw(task, reader, pool, 9, 3, 2, 1)
     known = {row["argument"]: row["answers"][0] for row in task.rows}
-    mine = {row["argument"] for row in pool}
+    mine, shuffled = {row["argument"] for row in pool}, 0
     for some in sets:
         for row in some:
             lines = reader.tokenizer.decode(row["token_ids"]).split("Q: What is the capital of ")[
                 1:
             ]
             pairs = [line.split("?\nA:") for line in lines]
+            given = [answer.strip() for _, answer in pairs[:-1]]
+            assert [known[argument] for argument, _ in pairs[:-1]] == given
+            assert known[row["argument"]] not in given
+            assert {argument for argument, _ in pairs} <= mine
+            assert row["argument"] not in {argument for argument, _ in pairs[:-1]}
+            assert (row["shuffled_ids"] is None) == (len(given) == 1)
+            if len(given) == 1:  # nobody has another answer to give
+                continue
             others = reader.tokenizer.decode(row["shuffled_ids"]).split(
                 "Q: What is the capital of "
             )
             moved = [line.split("?\nA:") for line in others[1:]]
             assert pairs[-1] == moved[-1] == [row["argument"], ""]
             assert [a for a, _ in pairs] == [a for a, _ in moved]
-            given = [answer.strip() for _, answer in pairs[:-1]]
-            assert [known[argument] for argument, _ in pairs[:-1]] == given
             swapped = [answer.strip() for _, answer in moved[:-1]]
             assert sorted(swapped) == sorted(given)
-            assert len(given) == 1 or all(a != b for a, b in zip(swapped, given))
-            assert {argument for argument, _ in pairs} <= mine
-            assert row["argument"] not in {argument for argument, _ in pairs[:-1]}
-            assert known[row["argument"]] not in given
+            assert all(a != b for a, b in zip(swapped, given))
+            shuffled += 1
+    assert shuffled
 
 
-def test_a_model_that_answers_nothing_has_no_function_vector(tiny_model, tmp_path, capsys):
+def test_shuffled_demonstrations_all_have_wrong_answers():
+    """Wherever they can: where no answer stands in more than half of them."""
+    draw, refused = random.Random(0), 0
+    for _ in range(500):
+        answers = [[draw.choice("abcd"[: draw.randint(1, 4)])] for _ in range(draw.randint(0, 9))]
+        shown = [{"argument": i, "answers": some} for i, some in enumerate(answers)]
+        found = wrongly(shown)
+        most = max(map(answers.count, answers), default=0)
+        if not answers or 2 * most > len(answers):
+            assert found is None
+            refused += 1
+            continue
+        assert [one["argument"] for one in found] == [*range(len(shown))]
+        assert sorted(one["answers"] for one in found) == sorted(answers)
+        assert all(one["answers"] != own for one, own in zip(found, answers))
+    assert 100 < refused < 400
+
+
+@pytest.mark.parametrize(
+    "rows, why",
+    [
+        (MANY, "no prompt with demonstrations is answered correctly"),
+        (dict.fromkeys(MANY, "Paris"), "too few train pairs to demonstrate it with"),
+        (None, "no wrong answers for its demonstrations"),
+    ],
+)
+def test_a_task_without_a_function_vector_says_why(rows, why, tiny_model, tmp_path, capsys):
     stage = tiny_model("gpt2")
-    prompts = write_prompts(stage, tmp_path)
+    prompts = write_prompts(stage, tmp_path, rows=rows)
     paths = {"vectors": tmp_path / "h.safetensors", "table": tmp_path / "h.parquet"}
     inputs = {"model": stage.description, "readout": stage.readout, "prompts": prompts}
     inputs |= {"tokenizer": stage.description.with_name("tokenizer.json"), "batch_tokens": 64}
     settings = json.dumps({"task": "towns", "seed": 0})
     run_stage("heads", **inputs, task=tmp_path / "towns.yaml", settings=settings, **paths)
-    assert "no function vector: no prompt with demonstrations" in capsys.readouterr().err
+    assert f"no function vector: {why}" in capsys.readouterr().err
     assert len(Tensors(paths["vectors"])["function_vector"]) == 0
     assert read_table(paths["table"]).num_rows == 0
 

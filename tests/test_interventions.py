@@ -115,8 +115,10 @@ def assert_outcomes(model, rows, prompts, vector_of):
 
 
 def unseen_prompts(made, split):
-    """Novel prompts of a split that share no answer with a donor, by the words of the test."""
+    """Novel prompts of a split that share no answer with a donor, or with what its prompt shows."""
     donors = [made.rows[number] for ids in made.flips.values() for number in ids]
+    shown = {argument for row in donors for argument in row["demonstrations"].split("|")}
+    donors += [row for row in made.rows.values() if row["argument"] in shown]
     taken = {token for row in donors for token in row["answer_tokens"]}
     return {
         number
@@ -228,11 +230,14 @@ def test_what_vectors_are_made_of_is_in_no_prompt():
                 "prompt_id": i,
                 "argument": draw.choice("abcdefgh"),
                 "answer_tokens": draw.sample(range(12), draw.randint(1, 3)),
+                "demonstrations": "|".join(draw.sample("abcdefghij", draw.randint(0, 2))),
             }
             for i in range(draw.randint(1, 15))
         ]
-        used = set(draw.sample(range(len(rows)), draw.randint(0, len(rows) // 2)))
+        used = set(draw.sample(range(len(rows)), draw.randint(0, len(rows) // 3)))
         donors = [rows[i] for i in used]
+        shown = {argument for donor in donors for argument in donor["demonstrations"].split("|")}
+        donors += [row for row in rows if row["argument"] in shown]
         found = unseen(rows, rows, used)
         for row in rows:
             fair = all(

@@ -305,9 +305,11 @@ def test_what_is_said_of_a_vector(family, cut):
         assert row["donor"] is not None or row["cosine_to_mean"] == pytest.approx(1, abs=1e-5)
 
 
-def test_directions_span_the_eligible_vectors(family, cut):
+def test_directions_span_the_vectors_of_the_source_layers(family, cut):
+    """Of no other donor: dev and test prompts are told apart from these alone."""
     directions = cut.file["directions"]
-    assert len(directions) == min(len(cut.sources), 32)
+    used = {number for ids in json.loads(cut.file.metadata["flips"]).values() for number in ids}
+    assert len(directions) == min(len(used), 32)
     torch.testing.assert_close(
         directions @ directions.T, torch.eye(len(directions)), rtol=0, atol=1e-5
     )
@@ -317,6 +319,7 @@ def test_directions_span_the_eligible_vectors(family, cut):
                 f"ffn_out.{layer:02d}"
             ]
             for number, layer in cut.sources.items()
+            if number in used
         ]
     )
     # All vectors lie in them, and the first ones hold the most of their length.

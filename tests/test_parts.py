@@ -78,6 +78,7 @@ def long(tiny_model, tmp_path_factory):
     search = folder / "search.parquet"
     assert main(words("interventions", folder, search.name)) == 0
     own["selection"]["search"] = search
+    words.answering = answering
     return words
 
 
@@ -107,6 +108,31 @@ def test_no_tensor_waits_for_the_garbage_collector(long, stage, tmp_path):
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "stage", ["interventions", "selection", "contenders", "heads", "swaps", "patching"]
+)
+def test_where_there_is_nothing_to_do_one_process_writes(long, stage, tmp_path, monkeypatch):
+    """No engine says then which of several it is; two that wrote would remove each other's file."""
+    idle = {"first": 1, "last": 1, "settings": SETTINGS | {"start_layers": 2}}  # 0 and 2 of three
+    assert main(long("interventions", tmp_path, "empty.parquet", **idle)) == 0
+    few = {"prompts": 1, "seed": 0}
+    named = SETTINGS | {"task": "towns", "task_vectors": True, "function_vectors": False}
+    changes = {
+        "interventions": idle,
+        "selection": {"search": tmp_path / "empty.parquet"},
+        "contenders": {"settings": named | {"dev_prompts": 0}},
+        "heads": {"elsewhere": [long.answering["prompts"]]},
+        "swaps": {"settings": few},
+        "patching": {"settings": few},
+    }
+    for number in ("1", "0"):
+        monkeypatch.setenv("RANK", number)
+        assert main(long(stage, tmp_path / number, **changes[stage])) == 0
+    assert not [path for path in tmp_path.glob("1/*") if path.is_file()]
+    assert len(read_table(tmp_path / "0" / "table.parquet")) == 0
+    assert (tmp_path / "0" / "table.safetensors").exists() == (stage == "heads")
 
 
 def run(words, log, kill_at=None, parts_written=None):

@@ -171,6 +171,9 @@ def test_vector_flips_every_argument(sweep, name):
             "train": TRAIN, "dev": DEV, "test": TEST,
         }  # fmt: skip
         expected = {("in", i) for i in seen["test"]} | {("out", i) for i in range(INSIDE, EVERY)}
+        shown = sweep.query(SHOWN, name)
+        assert shown
+        expected -= {(domain, i) for (i,) in shown for domain in ("in", "out")}
         assert {row[:2] for row in rows} == expected
         for _, _, target, before, after in rows:
             if target == "argument":
@@ -190,9 +193,23 @@ SHARED = """
 """
 
 
+# What the donors' prompts show is in no prompt either.
+SHOWN = """
+    SELECT DISTINCT s.prompt_id
+    FROM ovectors AS o
+    JOIN prompts AS d ON (o.model, o.task, o.donor) = (d.model, d.task, d.prompt_id)
+    JOIN prompts AS s ON (s.model, s.task) = (d.model, d.task)
+        AND list_contains(string_split(d.demonstrations, '|'), s.argument)
+    WHERE o.model = ?
+"""
+
+
 def test_no_prompt_shares_an_answer_with_a_donor(sweep):
     ((pairs, answers, arguments, others),) = sweep.query(SHARED)
     assert pairs > 1000 and (answers, arguments, others) == (0, 0, 0)
+    for name in FFN_MODELS:
+        reported = {number for _, number, *_ in outcomes(sweep, name, "o-vector")}
+        assert reported and not reported & {number for (number,) in sweep.query(SHOWN, name)}
 
 
 @pytest.mark.parametrize("name", FFN_MODELS)

@@ -27,6 +27,11 @@ from vecsweep import Problem, nearest
 PACKAGE = Path(__file__).parent
 
 
+def leads() -> bool:
+    """Whether this process writes what all that share a model have: the first of them does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def replacing(path):
     """Yield a temporary path beside `path`; it takes the place of `path` only on success.

@@ -222,7 +222,7 @@ ROWS = (
         outputs={"vectors": TENSORS, "table": TABLE},
         keys=("ovectors.donors", "ovectors.source_layers", "ovectors.per_layer", "prompts.seed"),
         tasks="interventions.tasks",
-        version=2,
+        version=3,
     ),
     Stage(
         "interventions",
@@ -231,7 +231,7 @@ ROWS = (
         outputs={"output": BLOCK},
         keys=SEARCH_KEYS,
         tasks="interventions.tasks",
-        version=2,
+        version=3,
         **LONG,
     ),
     Stage(
@@ -247,7 +247,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=(*SEARCH_KEYS, "interventions.test_prompts"),
         tasks="interventions.tasks",
-        version=2,
+        version=3,
         **LONG,
     ),
     Stage(
@@ -258,6 +258,7 @@ ROWS = (
         keys=("tasks.file", "prompts.seed"),
         tasks="contenders.function_vectors",
         reads_task=True,
+        version=2,
         **LONG,
     ),
     Stage(
@@ -276,6 +277,7 @@ ROWS = (
         ),
         tasks="contenders",
         reads_task=True,
+        version=2,
         **LONG,
     ),
     Stage(
@@ -335,6 +337,7 @@ ROWS = (
         outputs={"output": "{model}/{layers}.parquet"},
         keys=("tuned.tasks", "prompts.seed"),
         tasks="tuned.tasks",
+        version=2,
         memory=(3000, 1000, 32_000),  # the readout in float32
         minutes=(60, 4, 480),
     ),
@@ -366,7 +369,7 @@ SUMMARY = Stage(
     memory=(8000, 0, 8000),
     minutes=(120, 0, 120),
     environment="tables",
-    version=3,
+    version=4,
 )
 FIGURES = Stage(
     "figures",

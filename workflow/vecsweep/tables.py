@@ -10,7 +10,7 @@ from functools import cache
 import pyarrow as pa
 
 from vecsweep import Problem
-from vecsweep.files import PACKAGE, packaged, read_table, write_table, write_tables
+from vecsweep.files import PACKAGE, leads, packaged, read_table, write_table, write_tables
 
 # Type of tables.yaml -> (pyarrow's, DuckDB's).
 TYPES = {
@@ -72,8 +72,12 @@ def schema(name: str) -> pa.Schema:
 
 
 def write(name: str, rows: list[dict] | pa.Table, path, notes: dict | None = None) -> None:
-    """Write a Parquet table; ValueError if rows have not its columns, or another type of value."""
-    write_table(_table(name, rows), path, notes)
+    """Write a Parquet table; ValueError if rows have not its columns, or another type of value.
+
+    Of processes that share a model one writes; where there was nothing to do none has an engine.
+    """
+    if leads():
+        write_table(_table(name, rows), path, notes)
 
 
 def write_parts(name: str, parts: Iterator[pa.Table], path, notes: dict | None = None) -> None:
@@ -219,8 +223,8 @@ logit: 0 is the top. Shares and reciprocal ranks lie between 0 and 1.
 EXAMPLES = """\
 ## How to open them
 
-The database opens with `duckdb results/summary.duckdb`, or in Python:
-`duckdb.connect("results/summary.duckdb", read_only=True)`. `SELECT column_name, comment FROM
+In Python: `duckdb.connect("results/summary.duckdb", read_only=True)`; or with DuckDB's own program,
+which is not installed here: `duckdb results/summary.duckdb`. `SELECT column_name, comment FROM
 duckdb_columns() WHERE table_name = 'lens'` says there what stands here.
 
 From which depth on does the answer lead?

@@ -70,7 +70,7 @@ class Donors:
 
     @cached_property
     def directions(self) -> torch.Tensor:
-        """Singular directions [k, d_model] of all donors' vectors, largest first."""
+        """Singular directions [k, d_model] of the vectors of all donors `used`, largest first."""
         return Tensors(self.path)["directions"]
 
 

@@ -7,7 +7,7 @@ import torch
 from vecsweep import tables, tasks
 from vecsweep.engine.parts import Parts
 from vecsweep.engine.running import how_it_ran, load_engine, progress_line
-from vecsweep.files import once, write_tensors
+from vecsweep.files import leads, once, write_tensors
 from vecsweep.layout import STAGES
 from vecsweep.methods import heads
 from vecsweep.tasks.readers import Reader
@@ -22,9 +22,14 @@ def run(args):
     reader = once(args, Reader.of, args.model, args.tokenizer)
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
     pool = train_pool(args.prompts, args.elsewhere)
-    sets = draw(task, reader, pool, heads.SETS, heads.SHOTS, heads.QUERIES, args.settings["seed"])
+    drawn = draw(task, reader, pool, heads.SETS, heads.SHOTS, heads.QUERIES, args.settings["seed"])
+    sets = [prompts for prompts in drawn if prompts[0]["shuffled_ids"]]
     rows, vector, notes = [], torch.empty(0), {"step_version": STAGES["heads"].version}
-    why = None if sets else "too few train pairs to demonstrate it with"
+    why = None
+    if not sets:
+        why = "no wrong answers for its demonstrations: most have the same, or there is one alone"
+    if not drawn:
+        why = "too few train pairs to demonstrate it with"
     if sets:
         engine, readout, description = load_engine(args, sets[0][0]["token_ids"])
         why = heads.lacking(engine)
@@ -39,7 +44,8 @@ def run(args):
             row["model"] = description["model"]
     if why:
         print(f"{reader.model}, {task.name}: no function vector: {why}", file=sys.stderr)
-    write_tensors({"function_vector": vector}, args.vectors, notes)
+    if leads():
+        write_tensors({"function_vector": vector}, args.vectors, notes)
     tables.write("heads", rows, args.table, notes)
 
 

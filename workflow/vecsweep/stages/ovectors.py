@@ -18,8 +18,8 @@ def run(args):
     """Cut the donors' o-vectors from the stored states: no forward pass.
 
     Tensors: `vectors` [n, d_model], for each source layer some donors' and the mean of all its
-    donors; `directions` [k, d_model], the singular directions of all donors' vectors, largest
-    first. Without a donor all are empty, and later stages find nothing to inject.
+    donors; `directions` [k, d_model], the singular directions of all these layers' donors'
+    vectors, largest first. Without a donor all are empty, and later stages find nothing to inject.
     """
     prompts = kept_rows(args.prompts, CAPTURED)
     states = states_of(args.states, prompts)
@@ -38,7 +38,6 @@ def run(args):
         mean = {"prompt_id": None, "layer": layer, "argument": None, "answer": None}
         kept += [donor | {"flips": len(donors)} for donor in (*few, mean)]
         vectors += [cut(few), cut(donors).mean(0, keepdim=True)]
-    everything = cut(eligible)
     notes = {
         "donors": json.dumps([(d["prompt_id"], d["layer"]) for d in kept]),
         "flips": json.dumps({k: [d["prompt_id"] for d in v] for k, v in layers.items()}),
@@ -46,6 +45,8 @@ def run(args):
         "eligible": len(eligible),
         "step_version": STAGES["ovectors"].version,
     }
+    # No more donors than dev and test prompts are told apart from.
+    everything = cut([donor for donors in layers.values() for donor in donors])
     directions = torch.linalg.svd(everything, full_matrices=False).Vh
     cutout = torch.cat(vectors)
     rows = []

@@ -58,10 +58,12 @@ def in_domain(rows: list[dict], split: str) -> list[dict]:
 def unseen(rows: list[dict], own: list[dict], used: set[int]) -> list[dict]:
     """Prompts without an argument or an answer of the prompts `used` of a task's rows `own`.
 
-    What vectors are made of is in none of the prompts that they are judged by. Answers are
-    compared by their first tokens: that is what a vector can promote.
+    Nor of their demonstrations. What vectors are made of is in none of the prompts that they are
+    judged by. Answers are compared by their first tokens: that is what a vector can promote.
     """
     made_of = [row for row in own if row["prompt_id"] in used]
+    shown = {argument for row in made_of for argument in row["demonstrations"].split("|")}
+    made_of += [row for row in own if row["argument"] in shown]
     arguments = {row["argument"] for row in made_of}
     answers = {token for row in made_of for token in row["answer_tokens"]}
     return [
@@ -144,9 +146,12 @@ def argument_ends(path, rows: list[dict]) -> list[int]:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # of no class of its own
         raise Problem(f"{path} is damaged ({error}); delete it and run again") from error
-    ends = []
-    for row, found in zip(rows, tokenizer.encode_batch([row["text"] for row in rows])):
-        if found.ids != row["token_ids"]:
+    ends, texts = [], [row["text"] for row in rows]
+    # Of a conversation the template writes the special tokens.
+    ways = [tokenizer.encode_batch(texts, add_special_tokens=special) for special in (True, False)]
+    for row, encoded in zip(rows, zip(*ways)):
+        found = next((one for one in encoded if one.ids == row["token_ids"]), None)
+        if found is None:
             raise Problem(f"{path} is not what made the prompts; delete it and run again")
         place = row["text"].rfind(row["argument"]) + len(row["argument"]) - 1  # of its last letter
         inside = [i for i, (start, stop) in enumerate(found.offsets) if start <= place < stop]

@@ -36,8 +36,9 @@ def draw(
 ) -> list[list[dict]]:
     """`sets` lists of at most `queries` prompts that share at most `shots` demonstrations.
 
-    A prompt is its row of the pool with its `token_ids`, and `shuffled_ids`: those with each
-    demonstration's answer given to the next one. Nothing that is asked stands among the
+    A prompt is its row of the pool with its `token_ids`, and `shuffled_ids`: those with the answers
+    of the demonstrations given to others, so that each has a wrong one; None where that cannot be,
+    as with one demonstration, or where most have the same answer. Nothing that is asked stands among the
     demonstrations, nor does its answer, but in many-to-one relations. There are fewer demonstrations
     where the context is too short. Prompts whose answer would have another first token are left
     out, and sets without any.
@@ -52,7 +53,7 @@ def draw(
         while shown:
             prompts = [_prompt(task, reader.tokenizer, row, shown, template) for row in asked]
             some = [prompt for prompt in prompts if prompt]
-            longest = max((len(prompt[key]) for prompt in some for key in IDS), default=0)
+            longest = max((len(prompt[key] or ()) for prompt in some for key in IDS), default=0)
             if not reader.context or longest < reader.context:
                 found += [some] if some else []
                 break
@@ -69,15 +70,33 @@ def _fits(task, shown, row):
 
 def _prompt(task, tokenizer, row, shown, template):
     asked = task.rows[row["prompt_id"]]
-    moved = [
-        one | {"answers": other["answers"]} for one, other in zip(shown, [*shown[1:], shown[0]])
-    ]
-    texts = [abstractive_prompt(task, asked, some, template) for some in (shown, moved)]
-    ids = [_ids(tokenizer, text) for text in texts]
-    tokens = continuation(ids[0], _ids(tokenizer, f"{texts[0]}{task.space}{asked['answers'][0]}"))
+    text = abstractive_prompt(task, asked, shown, template)
+    ids = _ids(tokenizer, text)
+    tokens = continuation(ids, _ids(tokenizer, f"{text}{task.space}{asked['answers'][0]}"))
     if not tokens or tokens[0] not in row["answer_tokens"]:
         return None
-    return row | dict(zip(IDS, ids))
+    wrong = wrongly(shown)
+    shuffled = wrong and _ids(tokenizer, abstractive_prompt(task, asked, wrong, template))
+    return row | dict(zip(IDS, (ids, shuffled)))
+
+
+def wrongly(shown: list[dict]) -> list[dict] | None:
+    """The same demonstrations, each with the answers of another that has none in common with it.
+
+    Those of the next one where that will do, else of one farther off; None where no step will.
+    """
+    # In the order of their answers, a step as long as the longest run of equal ones parts them all.
+    by_answer = sorted(range(len(shown)), key=lambda i: shown[i]["answers"])
+    for order in ([*range(len(shown))], by_answer):
+        for step in range(1, len(shown)):
+            given = {i: order[(k + step) % len(shown)] for k, i in enumerate(order)}
+            if all(
+                set(shown[i]["answers"]).isdisjoint(shown[other]["answers"])
+                for i, other in given.items()
+            ):
+                answers = [shown[given[i]]["answers"] for i in range(len(shown))]
+                return [one | {"answers": some} for one, some in zip(shown, answers)]
+    return None
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
