@@ -10,9 +10,11 @@ from conftest import REPO, command
 from test_config import SMALL, problem
 from vecsweep import Problem, tasks
 from vecsweep.engine.sources import package_files
+from vecsweep.methods.controls import said_at
 from vecsweep.stages import prompts
 from vecsweep.tasks import chat
 from vecsweep.tasks.chat import Chat, check_all, gguf_template
+from vecsweep.tasks.rows import argument_ends
 
 # Turns in tags; in brackets, with a space before what the assistant says; with an empty thought,
 # which is none of the spaces that a word may follow.
@@ -85,6 +87,41 @@ def test_tokens_are_those_of_apply_chat_template(made):
                 for one in word.split("|")
             ]
             assert row[key] in (tokens[0], tokens)
+
+
+def test_where_an_argument_ends_in_a_conversation(made, tmp_path):
+    """The template writes the special tokens, once: the tokenizer would write them again."""
+    _, tokenizer, _, rows, _ = made
+    kept = [r for r in rows if r["dropped"] is None and r["prompt_set"] == "abstractive"]
+    ends = argument_ends(tmp_path / "model" / "tokenizer.json", kept)
+    for row, end in zip(kept, ends):
+        ids = row["token_ids"]
+        upto = tokenizer.decode(ids[: len(ids) - end + 1]).rstrip("?")
+        assert upto.endswith(row["argument"]), upto
+    wrong = [kept[0] | {"token_ids": kept[0]["token_ids"][1:]}]
+    with pytest.raises(Problem, match="is not what made the prompts"):
+        argument_ends(tmp_path / "model" / "tokenizer.json", wrong)
+
+
+def test_unrelated_words_of_a_conversation(made):
+    """Up to where the argument is first said: the words stand there, and it does not."""
+    _, tokenizer, _, rows, _ = made
+    for row in rows:
+        if row["dropped"] is None and row["prompt_set"] == "novel":
+            text = tokenizer.decode(row["token_ids"][: said_at(row)])
+            assert row["argument"] not in text
+            assert turned(row["text"], row["argument"]) in text
+
+
+def test_an_edited_template_of_a_local_model_is_another_setting(tmp_path):
+    folder = folder_of(tmp_path, TAGS)
+    model = {"chat": True, "source": "local", "path": str(folder)}
+    before = chat.template_of(model)
+    assert before and before == chat.template_of(model)
+    folder_of(tmp_path, BRACKETS)
+    assert chat.template_of(model) not in (before, True)
+    for other in ({"source": "hub"}, {"source": "package"}, {"chat": False}):
+        assert chat.template_of(model | other) is (model | other)["chat"]
 
 
 def turned(text, argument):

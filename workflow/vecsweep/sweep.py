@@ -24,6 +24,7 @@ from vecsweep.layout import (
     other_models,
     rivals,
 )
+from vecsweep.tasks import chat
 from vecsweep.tasks.formats import locate
 
 Groups = dict[str, dict[str, list[list[str]]]]  # model -> stage -> tasks of a job
@@ -220,6 +221,8 @@ class Sweep:
             return self.listed(key)
         if key == "prompts.common":  # the models, so that one more runs the prompts again
             return sorted(other_models(self, cell.model))
+        if key == "models.chat":
+            return chat.template_of(self.config["models"][cell.model])
         if section == "models":
             return self.config["models"][cell.model].get(name)
         if section == "tasks":

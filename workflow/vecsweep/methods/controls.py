@@ -40,18 +40,29 @@ def unrelated_several(material: Material, layer: int) -> list[Vector]:
 
 
 def _unrelated(material, layer, purpose, count):
-    """The random words that a novel prompt starts with, before the argument, however long that is."""
+    """A novel prompt up to where it first says the argument: random words, and nothing of the task."""
     generator = random.Random(f"{material.seed} unrelated {purpose}")
     rows = generator.sample(material.own, min(count, len(material.own)))
-    # The words stand there three times, the argument twice between them.
-    counts = [(len(row["token_ids"]) - 2 * row["argument_length"]) // 3 for row in rows]
-    prompts = [row["token_ids"][: max(1, count)] for row, count in zip(rows, counts)]
+    prompts = [row["token_ids"][: max(1, said_at(row))] for row in rows]
     states = last_token_states(material.engine, [[p] for p in prompts])
     vectors = states[f"ffn_out.{layer:02d}"].float()
     return [
         Vector(vector, "unrelated", layer, repeat=None if purpose == "dev" else i)
         for i, vector in enumerate(vectors)
     ]
+
+
+def said_at(row: dict) -> int:
+    """Where a novel prompt's tokens first say the argument: twice, each time with the words behind it.
+
+    Before it stand the words, and in a conversation what the chat template starts with.
+    """
+    ids = row["token_ids"]
+    for each in range(len(ids) // 2, 0, -1):
+        if ids[-2 * each : -each] == ids[-each:]:
+            return len(ids) - 2 * each
+    # Some letters were joined to others: the words stand there three times, the argument twice.
+    return (len(ids) - 2 * row["argument_length"]) // 3
 
 
 def zero(material: Material, layer: int) -> list[Vector]:

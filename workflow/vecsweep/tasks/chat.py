@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vecsweep import Problem, tasks
+from vecsweep.files import file_crc32
 
 Turns = list[tuple[str, str]]  # (asked, answered); the last one is not answered yet: ""
 GGUF_KEY = b"tokenizer.chat_template"
 LONGEST = 1 << 21  # bytes of a template in a GGUF file, at most
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 PROBE = [("Say yes.", "")]
 NONE = "has no chat template; write chat: false, or put its chat_template.jinja there"
 
@@ -93,6 +95,15 @@ def novel_turns(row: dict, words: list[str], generator: random.Random) -> Turns:
     """The turns of a novel context: three random words, and the argument after them."""
     context = " ".join(generator.sample(words, 3))
     return [(context, row["argument"])] * 2 + [(context, "")]
+
+
+def template_of(model: dict) -> bool | str:
+    """What says which template a model of the config is asked by: it may be edited in a local folder."""
+    if not model["chat"] or model["source"] != "local":
+        return model["chat"]
+    folder = Path(model["path"]).expanduser()
+    found = [folder / name for name in TEMPLATES if (folder / name).is_file()]
+    return " ".join(f"{path.name} {file_crc32(path)}" for path in found) or True
 
 
 def check_all(models: dict[str, dict], waiting: list[str]) -> None:
