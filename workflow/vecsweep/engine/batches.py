@@ -146,7 +146,7 @@ def halve(engine: "Engine", passes: int, tokens: int) -> None:
         raise Problem(f"{where}, and cannot be cut; give the job more memory, or write {more}")
     if not alone:
         raise Problem(f"{where}; write batch_tokens: {smaller}, or more shards")
-    engine.batch_tokens, engine.halved = smaller, True
+    engine.batch_tokens = smaller
     print(
         f"{where}; goes on with {smaller}; batch_tokens: {smaller} in the config spares the attempt",
         file=sys.stderr,

@@ -397,8 +397,10 @@ def resume_all(
 def _fitting(engine: Engine, clean: CleanRun, edit: Edit) -> torch.Tensor:
     """One edit's runs, in as many passes as memory asks for."""
     variants, prompts = edit.variants, len(clean.rows)
-    passes, tokens = variants * prompts, variants * prompts * clean.weight
-    if passes == 1 or not engine.halved or tokens <= engine.batch_tokens:
+    passes, tokens = variants * prompts, variants * clean.each
+    if variants == 1:  # the beginning runs whole, of however few prompts
+        tokens = prompts * clean.weight
+    if passes == 1 or tokens <= engine.batch_tokens:
         states = fitted(lambda: _resume(engine, clean, [edit]))
         if states is not None:
             return states[0]

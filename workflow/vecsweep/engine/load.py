@@ -38,7 +38,6 @@ class Engine:
     shape: tuple[int, int] = (0, 0)  # batch and tokens of the forward that runs
     update_scale: float = 1.0  # of what attention and FFN give, before it is added
     pairs: set[int] = field(default_factory=set)  # layers whose FFN was seen to give a tuple
-    halved: bool = False  # batch_tokens is less than was asked for: more does not fit in memory
 
     @property
     def device(self) -> torch.device:

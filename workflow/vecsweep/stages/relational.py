@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from vecsweep import tables
-from vecsweep.engine.edits import CleanRun, Edit, clean_runs, given_by, resume_all
+from vecsweep.engine.edits import CleanRun, Edit, clean_runs, resume_all
 from vecsweep.engine.jacobian import jacobians
 from vecsweep.engine.parts import Parts
 from vecsweep.engine.plans import decoded
@@ -51,11 +51,12 @@ class Setting(NamedTuple):
 class States:
     """Prompts (`rows`) with their states: `subjects` layer -> [prompts, d_model], `objects`.
 
-    `groups` are clean runs of those (by their places in `rows`) whose arguments end at one token.
+    `ends` are where their arguments end, in tokens from the end; `batches` counts their clean runs.
     """
 
     rows: list[dict]
-    groups: list[tuple[list[int], list[CleanRun]]]
+    ends: list[int]
+    batches: int
     subjects: dict[int, torch.Tensor]
     objects: torch.Tensor
 
@@ -146,20 +147,28 @@ def relate(
 def states_of(engine, rows: list[dict], ends: dict, layers: list[int]) -> States:
     """Clean runs of prompts, and their states at the argument's last token and at the end."""
     places = [ends[row["prompt_id"]] for row in rows]
-    groups = []
+    order: list[int] = []
     subjects: dict[int, list] = {layer: [] for layer in layers}
     objects = []
-    for place in sorted(set(places)):
-        mine = [i for i, found in enumerate(places) if found == place]
-        runs = list(clean_runs(engine, [rows[i]["token_ids"] for i in mine], TOGETHER, place))
-        groups.append((mine, runs))
+    for numbers, clean in runs_of(engine, rows, places):
+        order += numbers
         for layer in layers:
-            subjects[layer].append(given_by(runs, "block", layer).float())
-        order = torch.tensor([row for clean in runs for row in clean.rows]).argsort()
-        objects.append(torch.cat([clean.last for clean in runs])[order].float())
-    back = torch.tensor([i for mine, _ in groups for i in mine]).argsort()
+            subjects[layer].append(clean.outputs["block", layer].float())
+        objects.append(clean.last.float())
+    back = torch.tensor(order).argsort()
     whole = {layer: torch.cat(parts)[back] for layer, parts in subjects.items()}
-    return States(rows, groups, whole, torch.cat(objects)[back])
+    return States(rows, places, len(objects), whole, torch.cat(objects)[back])
+
+
+def runs_of(engine, rows: list[dict], ends: list[int]) -> Iterator[tuple[list[int], CleanRun]]:
+    """(places in `rows`, clean run) of prompts whose arguments end at the same token.
+
+    One after the other: all of a large relation's at once would fill the memory.
+    """
+    for place in sorted(set(ends)):
+        mine = [i for i, found in enumerate(ends) if found == place]
+        for clean in clean_runs(engine, [rows[i]["token_ids"] for i in mine], TOGETHER, place):
+            yield [mine[row] for row in clean.rows], clean
 
 
 def fitted(engine, train: States, layers: list[int], parts: Parts) -> Maps:
@@ -171,9 +180,8 @@ def fitted(engine, train: States, layers: list[int], parts: Parts) -> Maps:
     count, size = train.objects.shape
     weights = torch.zeros(len(layers), size, size, device=train.objects.device)
     products = torch.zeros(len(layers), size, device=train.objects.device)
-    runs = [clean for _, runs in train.groups for clean in runs]
-    for number, clean in enumerate(runs):
-        progress = announced(len(runs) if not number else 0, count)
+    for number, (_, clean) in enumerate(runs_of(engine, train.rows, train.ends)):
+        progress = announced(train.batches if not number else 0, count)
         found = jacobians(engine, clean, layers, progress, parts)
         weights += found[0] / count
         products += found[1] / count
@@ -269,28 +277,26 @@ def edited(
     def done(names, edit):
         return parts.has(names[edit])
 
-    for mine, runs in found.groups:
-        for clean in runs:
-            places = [mine[row] for row in clean.rows]
-            edits = []
-            for setting in settings:
-                states = found.subjects[setting.layer]
-                if setting.method == "substitution":
-                    change = states[other] - states
-                elif setting.rank is None:
-                    change = towards
-                else:
-                    u, s, v = inverted[setting.method, setting.layer]
-                    kept = slice(setting.rank)
-                    change = (towards @ u[:, kept] / s[kept]) @ v[kept]
-                vectors = {setting.layer: change[places][None]}
-                edits.append(Edit(vectors, "add", clean.last_only, "block"))
-            able = [i for i, place in enumerate(places) if partner[place] is not None]
-            asked = answers[other][places][able][:, None].cpu()
-            numbers = [places[i] for i in able]
-            names = [f"{section}{numbers} {setting}" for setting in settings]
-            resumed = resume_all(engine, clean, edits, partial(done, names))
-            for name, setting, after in zip(names, settings, resumed):
-                if able:
-                    ends = None if after is None else after[0][able]
-                    yield ends, (asked, asked), (setting, numbers), name
+    for places, clean in runs_of(engine, found.rows, found.ends):
+        edits = []
+        for setting in settings:
+            states = found.subjects[setting.layer]
+            if setting.method == "substitution":
+                change = (states[other] - states)[places]
+            elif setting.rank is None:
+                change = towards[places]
+            else:
+                u, s, v = inverted[setting.method, setting.layer]
+                kept = slice(setting.rank)
+                change = (towards[places] @ u[:, kept] / s[kept]) @ v[kept]
+            vectors = {setting.layer: change[None]}
+            edits.append(Edit(vectors, "add", clean.last_only, "block"))
+        able = [i for i, place in enumerate(places) if partner[place] is not None]
+        asked = answers[other][places][able][:, None].cpu()
+        numbers = [places[i] for i in able]
+        names = [f"{section}{numbers} {setting}" for setting in settings]
+        resumed = resume_all(engine, clean, edits, partial(done, names))
+        for name, setting, after in zip(names, settings, resumed):
+            if able:
+                ends = None if after is None else after[0][able]
+                yield ends, (asked, asked), (setting, numbers), name

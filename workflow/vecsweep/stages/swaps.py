@@ -85,7 +85,8 @@ def exchange(engine, readout, rows: list[dict], parts: Parts | None = None) -> l
     What `parts` hold already is not run again. Empty in processes that do not decode.
     """
     parts = parts or Parts()
-    runs = list(clean_runs(engine, [row["token_ids"] for row in rows], len(rows), last_only=True))
+    prompts = [row["token_ids"] for row in rows]
+    runs = list(clean_runs(engine, prompts, len(rows) + 1, last_only=True))  # each, and nothing
     answers = target_tokens(rows)[1]
     layers = range(len(engine.blocks))
     progress = progress_line(len(rows), engine.leader)
