@@ -56,8 +56,11 @@ def check(claims: pd.DataFrame, methods: pd.DataFrame) -> int:
         assert ("Stronger than it" in claim.sentence) == (rest.loc[strongest].difference > 0)
         assert ("not told apart" in claim.sentence) == (rest.loc[strongest].p_holm >= 0.05)
         assert ("does not surely lift" in claim.sentence) == (own.transfer == "none")
-        assert ("is at chance" in claim.sentence) == (own.transfer == "class")
-        assert ("stands above chance" in claim.sentence) == (own.transfer == "argument")
+        assert ("does not surely stand above chance" in claim.sentence) == (own.transfer == "class")
+        assert ("one stands above chance" in claim.sentence) == (own.transfer == "argument")
+        if own.transfer == "argument":
+            numbers = own.among_after, own.among_chance, own.among_before
+            assert "({:.2f} against {:.2f}; before: {:.2f})".format(*numbers) in claim.sentence
         checked += 1
     return checked
 

@@ -180,11 +180,16 @@ def test_words_follow_numbers(connection):
         assert f"<b>{n}</b> of 25" in right
         said = "X" if n >= 20 else f"few: n = {n}" if n >= 10 else f"too few: n = {n}"
         assert f">{said}</a>" in x and ("X</a> at" in x) == (said == "X")
-        method, rise, low, transfer, count = connection.execute(
-            "SELECT method, rise, rise_low, transfer, prompts FROM effects WHERE domain = 'in' AND"
-            " method NOT IN ('donor', 'neurons_all', 'directions_all') AND (model, ovector_task) ="
-            " (?, ?) ORDER BY reciprocal_rank_after DESC, method",
-            [row["model"], row["task"]],
+        cell = [row["model"], row["task"]]
+        # Chosen on dev, judged on test.
+        tried = connection.execute(
+            "SELECT method, reciprocal_rank_after FROM search WHERE (model, task) = (?, ?)", cell
+        ).fetchall()
+        method = min(tried, key=lambda one: (-one[1], one[0]))[0]
+        rise, low, transfer, count = connection.execute(
+            "SELECT rise, rise_low, transfer, prompts FROM effects WHERE domain = 'in'"
+            " AND (model, ovector_task, method) = (?, ?, ?)",
+            [*cell, method],
         ).fetchone()
         if count < 10:
             assert f"too few: n = {count}</a>" in best and f"too few: n = {count}</a>" in own

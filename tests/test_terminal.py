@@ -173,11 +173,11 @@ def test_first_look(swept):
 
 
 def test_no_first_look_at_a_damaged_file(swept, tmp_path):
-    for stage in ("lens", "stages"):
+    for stage in ("lens", "stages", "prompts"):
         shutil.copytree(swept / "results" / stage, tmp_path / stage)
     stages = tmp_path / "stages" / MODEL / f"{TASK}.parquet"
     assert first_look(stages)
-    for path in (stages, next((tmp_path / "lens").rglob("*.parquet"))):
+    for path in (stages, *(next((tmp_path / s).rglob("*.parquet")) for s in ("lens", "prompts"))):
         whole = path.read_bytes()
         path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
         assert first_look(stages) == []
@@ -288,10 +288,10 @@ def test_a_dry_run_says_what_each_stage_is_to_make(project):
 def test_a_finding_is_three_lines():
     said = "The FFN update of a → b takes it up. Stronger than it: the mean, 0.5 (p = 0.001)."
     row = {"model": "m", "task": "t", "sentence": said, "rival": "mean", "enough": True}
-    kinds = [(1, 1, 0), (1, 1, 1), (1, 0, 1), (0, 0, 1)]
-    rows = [row | dict(zip(("some", "lifts", "beaten"), kind)) for kind in kinds]
-    first, second, third = finding(rows)
-    assert ": 3 of 4; an FFN's update does in 2, and in 1 of these nothing else is surely" in first
+    kinds = [(1, 0), (1, 1), (0, 1), (0, 1)]
+    rows = [row | dict(zip(("lifts", "beaten"), kind)) for kind in kinds]
+    first, second, third = finding(rows, 5, 6)
+    assert ": 5 of 6; an FFN's update does in 2 of 4, and in 1 of these nothing else is s" in first
     assert second == "m, t: The FFN update of a → b takes it up."
     assert third.startswith("Stronger than it: the mean, 0.5 (p = 0.001). (table methods, rows o-")
-    assert finding([])[0].startswith("No finding: no prompt")
+    assert finding([], 0, 0)[0].startswith("No finding: no prompt")

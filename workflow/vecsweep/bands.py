@@ -95,17 +95,22 @@ def add_swap_bands(connection, resamples: int, seed: int) -> None:
 
 
 def add_attribution_bands(connection, resamples: int, seed: int) -> None:
-    """Table `attribution_bands`: mean contributions of prompts answered correctly, with bands."""
+    """Table `attribution_bands`: mean contributions, with bands.
+
+    Of in-domain prompts answered correctly, as all means by layer.
+    """
     keys = ["model", "task", "prompt_set", "layer", "sublayer"]
     columns = ["contribution", "low", "high"]
     types = dict.fromkeys(keys, "str") | dict.fromkeys(columns, "float64")
     types |= {"layer": "Int16", "prompts": "int64"}
     add(connection, "attribution_bands", pd.DataFrame(columns=[*types]).astype(types))
-    cells = "SELECT DISTINCT model, task, prompt_set FROM attribution WHERE correct ORDER BY ALL"
+    own = """FROM attribution JOIN prompts USING (model, task, prompt_set, prompt_id)
+             WHERE attribution.correct AND NOT out_of_domain"""
+    cells = f"SELECT DISTINCT model, task, prompt_set {own} ORDER BY ALL"
     for cell in connection.execute(cells).fetchall():
         rows = connection.execute(
-            """SELECT prompt_id, layer, sublayer, contribution FROM attribution
-               WHERE correct AND model = ? AND task = ? AND prompt_set = ?""",
+            f"""SELECT prompt_id, layer, sublayer, contribution {own}
+                AND model = ? AND task = ? AND prompt_set = ?""",
             cell,
         ).df()
         # Embedding and biases have no layer; pandas would leave them out.

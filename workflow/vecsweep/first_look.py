@@ -6,6 +6,7 @@ from vecsweep import Problem, tables
 from vecsweep.terminal import ANSWER, ARGUMENT
 
 LENS = ("model", "task", "prompt_set", "prompt_id", "layer", "site", "argument_rank", "answer_rank")
+PROMPT = ("prompt_set", "prompt_id", "out_of_domain")
 STAGE = ("prompt_set", "prompt_id", "pattern")
 LEVELS = "▁▂▃▄▅▆▇█"
 MEANS = """
@@ -13,7 +14,8 @@ SELECT any_value(model), any_value(task), count(DISTINCT prompt_id),
        avg(1 / (1 + argument_rank)), avg(1 / (1 + answer_rank))
 FROM lens
 SEMI JOIN (
-    FROM stages WHERE prompt_set = 'abstractive' AND pattern <> 'incorrect'
+    FROM stages JOIN prompts USING (prompt_set, prompt_id)
+    WHERE prompt_set = 'abstractive' AND pattern <> 'incorrect' AND NOT out_of_domain
 ) AS own USING (prompt_set, prompt_id)
 WHERE site = 'resid_post'
 GROUP BY layer
@@ -25,23 +27,23 @@ def first_look(stages: Path) -> list:
     """Lines of rich text: mean reciprocal rank of argument and answer after each layer.
 
     `stages` is a task's file of that stage, .../stages/MODEL/TASK.parquet; the lens files stand
-    beside. Of the abstractive prompts answered right (paper section 4); none if there are none, or
-    if a file is damaged, which the summary says.
+    beside. Of the in-domain abstractive prompts answered right (paper section 4); none if there are
+    none, or if a file is damaged, which the summary says.
     """
     import duckdb
     import pyarrow as pa
     from rich.text import Text
 
-    blocks = sorted(
-        (stages.parents[2] / "lens" / stages.parent.name / stages.stem).glob("*.parquet")
-    )
+    results, cell = stages.parents[2], f"{stages.parent.name}/{stages.stem}"
+    blocks = sorted((results / "lens" / cell).glob("*.parquet"))
     try:
         lens = pa.concat_tables([tables.read("lens", path, [*LENS]) for path in blocks])
         right = tables.read("stages", stages, [*STAGE])
+        asked = tables.read("prompts", results / "prompts" / f"{cell}.parquet", [*PROMPT])
     except Problem:
         return []
     with duckdb.connect() as connection:
-        connection.register("lens", lens).register("stages", right)
+        connection.register("lens", lens).register("stages", right).register("prompts", asked)
         rows = connection.execute(MEANS).fetchall()
     if not rows:
         return []

@@ -211,7 +211,7 @@ def own_cell(row: dict) -> tuple[str, float]:
     kind = row["transfer"]
     if row["lift"] == "too few":
         return chip("own too-few", f"too few: n = {row['test_prompts']}", link(row)), -8
-    words = {"argument": "above chance", "class": "at chance", "none": "no sure lift"}
+    words = {"argument": "above chance", "class": "not surely", "none": "no sure lift"}
     made = chip(
         f"own {kind.replace(' ', '-')}",
         words.get(kind, f"few: n = {row['test_prompts']}"),

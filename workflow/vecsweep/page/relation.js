@@ -8,7 +8,7 @@ function words(method) {
   const [basis, count] = method.split("_");
   if (basis === "neurons") return count === "1" ? "its largest neuron" : `its ${count} largest neurons`;
   if (basis === "directions") return `along ${count} direction${count === "1" ? "" : "s"}`;
-  return DATA.labels[method] ?? (method === "donor" ? "its other donors" : method);
+  return DATA.labels[method] ?? (method === "donor" ? "o-vectors of other donors" : method);
 }
 
 function crossing(found, count) {

@@ -14,15 +14,19 @@ ONE = re.compile(r"(?<=\.) (?=Stronger than it:|Next to it:|Among all answers)")
 # An o-vector's sentence, and the numbers that it was made of.
 QUERY = """
 SELECT c.model, c.task, c.sentence, enough(e.prompts) AS enough, e.rise_low > 0 AS lifts, e.rise_low,
-       f.lift = 'yes' AS some, s.method AS rival, s.difference > 0 AND s.p_holm < 0.05 AS beaten
+       s.method AS rival, s.difference > 0 AND s.p_holm < 0.05 AS beaten
 FROM claims AS c
 JOIN effects AS e ON (e.model, e.ovector_task, e.task, e.domain, e.method)
                    = (c.model, c.task, c.task, 'in', 'o-vector')
-JOIN findings AS f ON (f.model, f.task) = (c.model, c.task)
 JOIN strongest AS s ON (s.model, s.ovector_task, s.task, s.domain)
                      = (e.model, e.ovector_task, e.task, e.domain)
 WHERE c.claim = 'o-vector' AND c.domain = 'in'
 ORDER BY enough DESC, lifts DESC, beaten, e.rise_low DESC, c.model, c.task
+"""
+# As the page's headline counts, by model: o-vectors, and vectors that need no donor.
+LIFTED = """
+SELECT count(*) FILTER (lift = 'yes'), count(*) FROM findings
+WHERE lift NOT IN ('not injected', 'no vector')
 """
 
 
@@ -43,9 +47,10 @@ def run(args):
             answer = database.execute(QUERY)
             names = [column[0] for column in answer.description]
             rows = [dict(zip(names, row)) for row in answer.fetchall()]
+            lifted = database.execute(LIFTED).fetchall()[0]
     except duckdb.Error as error:
         raise Problem(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    for line in finding(rows):
+    for line in finding(rows, *lifted):
         console.print(line, markup=False, soft_wrap=True)
     for page in PAGES:
         if (args.results / page).exists():
@@ -53,10 +58,10 @@ def run(args):
             break
 
 
-def finding(rows: list[dict]) -> list[str]:
+def finding(rows: list[dict], lifted: int, tried: int) -> list[str]:
     """Three lines of what vectors do: counts, the surest o-vector, its strongest rival.
 
-    `rows` are those of QUERY, the surest first.
+    `rows` are those of QUERY, the surest first; `lifted` and `tried` those of LIFTED.
     """
     if not rows:
         return ["No finding: no prompt of the tasks under `interventions` gave an o-vector."]
@@ -70,8 +75,7 @@ def finding(rows: list[dict]) -> list[str]:
     alone = f", and in {len(best)} of these nothing else is surely stronger" * bool(lifts)
     head = (
         f"Models x tasks in which some vector surely lifts the answer in novel contexts: "
-        f"{sum(bool(row['some']) for row in fair)} of {len(fair)}; an FFN's update does in "
-        f"{len(lifts)}{alone}{few}."
+        f"{lifted} of {tried}; an FFN's update does in {len(lifts)} of {len(fair)}{alone}{few}."
     )
     said = ONE.split(fair[0]["sentence"])
     rival = " ".join(said[1:2]) or "No rival was tried."

@@ -164,7 +164,8 @@ def show(console, tried: Tried, word: str, args) -> None:
     console.print(said.append(f"\n{text}", "italic"))
     top = found.top_token.tolist()
     words = texts(args.results, args.model, {token for tokens in top for token in tokens})
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    look = {"caption": "ranks from 0, the top", "caption_justify": "right"}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, **look)
     table.add_column("vector", no_wrap=True)
     table.add_column("of and into FFNs", no_wrap=True)
     table.add_column("top tokens", ratio=1, no_wrap=True, overflow="ellipsis")

@@ -40,11 +40,11 @@ ovector AS (
                   format('not told apart, p = {:.2f}', s.p_holm))),
                CASE e.transfer
                WHEN 'argument' THEN format(
-                   'Among all answers of the task the own one stands above chance ({:.2f} against {:.2f}), '
-                   || 'as it did before ({:.2f}).', e.among_after, e.among_chance, e.among_before)
+                   'Among all answers of the task the own one stands above chance ({:.2f} against {:.2f}; '
+                   || 'before: {:.2f}).', e.among_after, e.among_chance, e.among_before)
                WHEN 'class' THEN format(
-                   'Among all answers of the task the own one is at chance ({:.2f} against {:.2f}): only '
-                   || 'the class of answers is promoted.', e.among_after, e.among_chance)
+                   'Among all answers of the task the own one does not surely stand above chance ({:.2f} '
+                   || 'against {:.2f}).', e.among_after, e.among_chance)
                END) END AS sentence
     FROM effects AS e
     JOIN strongest AS s USING (model, ovector_task, task, domain)
