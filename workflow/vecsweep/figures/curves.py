@@ -9,7 +9,6 @@ from vecsweep.figures.drawing import (
     ANSWER,
     ARGUMENT,
     GREY,
-    PANELS,
     Empty,
     band_key,
     legend,
@@ -24,6 +23,7 @@ from vecsweep.figures.drawing import (
 
 # The paper's "about 2/3 of the depth" (section 5).
 PAPER_DEPTH = 2 / 3
+ROWS = 16  # tasks in a figure of one panel
 
 
 def reciprocal_rank(connection):
@@ -71,7 +71,7 @@ def crossover(connection):
         raise Empty("nowhere did the answer overtake an argument that had formed")
     marks = Counter(task for _, task in found)
     first = sorted(filter(marks.get, tasks), key=lambda task: -marks[task])  # a stable sort
-    shown = [task for task in tasks if task in first[:PANELS]]
+    shown = [task for task in tasks if task in first[:ROWS]]
     apart = 0.7 / len(models)  # models of one task stand side by side
     line = 0.2 + 0.06 * len(models)  # inches
     figure = matplotlib.figure.Figure(
@@ -85,7 +85,8 @@ def crossover(connection):
         for y, task in enumerate(shown):
             if row := found.get((model, task)):
                 at = y + apart * (k - (len(models) - 1) / 2)
-                panel.hlines(at, row["low"], row["high"], color=shades[k], linewidth=1.1)
+                ends = [row["low"], row["high"]]
+                panel.plot(ends, [at, at], color=shades[k], linewidth=1.1, marker="|", markersize=7)
                 panel.plot(row["depth"], at, **look)
         keys.append(line_key(label, "-", linewidth=1.1, **look))
     for y in range(0, len(shown), 2):

@@ -6,9 +6,11 @@ import textwrap
 import matplotlib
 import matplotlib.figure
 import seaborn
-from matplotlib.font_manager import findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from vecsweep.statistics import FEW
 
@@ -253,8 +255,8 @@ def nothing(text: str):
     """A figure that only says why it is empty."""
     figure = matplotlib.figure.Figure(figsize=(4.8, 2), layout="constrained")
     panel = figure.subplots()
-    panel.set(xticks=[], yticks=[])
-    say_empty(panel, text)
+    panel.set_axis_off()
+    say_empty(panel, textwrap.fill(text, 40))
     return figure
 
 
@@ -299,7 +301,11 @@ def patch_key(label, color, **look):
 
 
 def text_key(label, color):
-    sign = {"marker": "$\\mathbf{word}$", "markersize": 20, "markeredgewidth": 0}
+    """A key of words in a colour: the word itself stands there, as a marker."""
+    word = TextPath((0, 0), "word", prop=FontProperties(family=FONT, weight="bold"))
+    left, low, wide, high = word.get_extents().bounds
+    word = word.transformed(Affine2D().translate(-left - wide / 2, -low - high / 2))
+    sign = {"marker": word, "markersize": 20, "markeredgewidth": 0}
     return Line2D([], [], linestyle="none", color=color, label=f"is the {label}", **sign)
 
 

@@ -109,7 +109,7 @@ def start_layers(connection):
         bar = figure.colorbar(
             mesh, ax=figure.axes, location="right", shrink=0.7, aspect=30, pad=0.01
         )
-        bar.set_label("Share of the panel's best mean")
+        bar.set_label("Mean reciprocal rank of the answer on dev,\nas a share of the panel's best")
         bar.ax.yaxis.set_major_formatter("{x:.0%}")
         bar.outline.set_visible(False)
     figure.supxlabel("Start layer: the first layer whose FFN is edited")

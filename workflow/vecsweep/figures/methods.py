@@ -20,22 +20,22 @@ OWN, RIVALS, CONTROLS = (ANSWER, "o-vectors of the task"), (PURPLE, "rivals"), (
 METHODS = {
     "o-vector": ("o-vector, one donor", OWN),
     "mean": ("mean of the layer's donors", OWN),
-    "donor": ("its other donors", OWN),
+    "donor": ("o-vectors of other donors", OWN),
     "difference": ("difference of means", RIVALS),
-    "neurons_1": ("the donor's largest neuron", RIVALS),
-    "neurons_10": ("its ten largest", RIVALS),
-    "neurons_100": ("its hundred largest", RIVALS),
+    "neurons_1": ("o-vector's largest neuron", RIVALS),
+    "neurons_10": ("o-vector's 10 largest neurons", RIVALS),
+    "neurons_100": ("o-vector's 100 largest neurons", RIVALS),
     "task vector": ("task vector", RIVALS),
     "function vector": ("function vector", RIVALS),
-    "rival": ("another task's mean", RIVALS),
+    "rival": ("another task's mean", CONTROLS),
     "unrelated": ("FFN on random words", CONTROLS),
     "zero": ("zero (FFNs dropped)", CONTROLS),
     "random": ("random, same norm", CONTROLS),
 }
 # What a method's vector does with the answer, by its marker (column `transfer`).
 TRANSFERS = {
-    "argument": ("argument", {}),
-    "class": ("class alone", {"markerfacecolor": "white"}),
+    "argument": ("own answer above chance", {}),
+    "class": ("not surely above", {"markerfacecolor": "white"}),
 }
 NO_RISE = ("no sure rise", {"marker": "x"})
 BY_LAYER = {
@@ -62,8 +62,9 @@ def methods(connection):
     def star(panel, y, name, row, look):
         # Marked: differs from the o-vector, all methods and tasks of the model accounted for.
         if row["p_holm"] is not None and row["p_holm"] < 0.05:
-            edge = row["reciprocal_rank_after_high"]
-            panel.annotate("*", (edge, y), (3, -5), textcoords="offset points", fontsize=9)
+            # In a column of their own: on a line they would not be seen.
+            at = {"xycoords": panel.get_yaxis_transform(), "textcoords": "offset points"}
+            panel.annotate("*", (1, y), (1, -5), **at, fontsize=9, annotation_clip=False)
         return look
 
     text = "Mean reciprocal rank of the answer after, in-domain test prompts"
@@ -163,7 +164,8 @@ def methods_by_layer(connection):
         panel.set_ylim(0, min(1.02, 1.1 * max(row["high"] for row in rows)))
     figure.supxlabel("Start layer: the first layer that is edited")
     figure.supylabel("Mean reciprocal rank of the answer, dev")
-    keys = [line_key(METHODS[name][0], **look) for name, look in BY_LAYER.items()]
+    drawn = {row["method"] for cell in panels for row in cells[cell]}
+    keys = [line_key(METHODS[name][0], **look) for name, look in BY_LAYER.items() if name in drawn]
     keys += [line_key("before", "--", "black", linewidth=0.8)]
     keys += [line_key("the o-vector's chosen start layer", "-", OCHRE, alpha=0.3, linewidth=4)]
     legend(figure, keys)

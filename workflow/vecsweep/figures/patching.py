@@ -26,7 +26,11 @@ TOKENS = {"last": ("last token", "-"), "argument": ("argument's last token", (0,
 def patching(connection):
     """Share of the source's answer that is restored, by depth: panels models x tasks."""
     cells = by_cell(connection, "FROM patching_shares ORDER BY layer")
-    tasks = tasks_among(connection, {task for _, task in cells}, "no prompts were patched")
+    tasks = tasks_among(
+        connection,
+        {task for _, task in cells},
+        "no task is listed under patching: tasks, or no prompts could be patched",
+    )
     counts = {cell: (rows[0]["pairs"],) for cell, rows in cells.items()}
     figure, panels = sheet(connection, counts, "n = {} pairs", "no pairs", tasks)
     for cell, panel in panels.items():

@@ -23,14 +23,14 @@ from vecsweep.figures.drawing import (
 from vecsweep.statistics import FEW
 
 PATTERNS = {
-    "argument_function": ("argument, then function", APPLIED),
+    "argument_function": ("argument, then function", OCHRE),
     "direct": ("direct", PALE),
     "incorrect": ("incorrect", NEUTRAL),
 }
 APPLIERS = {
-    "by_ffn": ("FFN", PURPLE),
-    "by_attention": ("attention", OCHRE),
-    "by_both_or_joint": ("both or jointly", NEUTRAL),
+    "by_ffn": ("FFN", APPLIED),
+    "by_attention": ("attention", PURPLE),
+    "by_both_or_joint": ("both or jointly", GREY),
 }
 
 

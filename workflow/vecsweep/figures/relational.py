@@ -27,7 +27,11 @@ MEASURES = {
 def relational(connection):
     """Share of the test prompts that each map succeeds in, with its interval: models x tasks."""
     cells = by_cell(connection, "FROM relational_scores ORDER BY ALL")
-    tasks = tasks_among(connection, {task for _, task in cells}, "no relation was fitted")
+    tasks = tasks_among(
+        connection,
+        {task for _, task in cells},
+        "no task is listed under relational: tasks, or nothing could be fitted",
+    )
     counts = {}
     for cell, rows in cells.items():
         found = {row["measure"]: row["prompts"] for row in rows}

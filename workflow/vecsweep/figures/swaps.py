@@ -15,7 +15,6 @@ from vecsweep.figures.drawing import (
     tasks_among,
     too_few,
 )
-from vecsweep.statistics import FEW
 
 PARTS = {"ffn": "FFN", "attention": "attention"}
 SHARES = {
@@ -42,7 +41,7 @@ def swaps(connection):
             if list(tasks).index(task) % 2:
                 panel.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
             rows = [row for row in cells.get((model, task), []) if row["sublayer"] == part]
-            if not rows or rows[0]["prompts"] < FEW:
+            if not rows or rows[0]["verdict"] == "too few":
                 say_in_row(panel, y, too_few("n = {}", [row["prompts"] for row in rows] or [0]))
                 continue
             (row,) = rows
