@@ -1,4 +1,5 @@
 # make        set up, sweep, report        make test   set up, run the tests
+# make setup  set up alone
 # make quick  one model, two relations     make CONFIG=path/to.yaml  another config than config.yaml
 # make clean  remove what a sweep made     make bench  what the engine costs beside its peers (an hour)
 # make test-slurm  the tests that start a real Slurm cluster on this machine
@@ -11,10 +12,12 @@ VENV := .venv
 PEERS := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: all quick sweep test test-slurm test-gpu bench scale clean
+.PHONY: all setup quick sweep test test-slurm test-gpu bench scale clean
 all: sweep
 	@$(MAKE) --no-print-directory -s results/report.html
 	@vecsweep finding
+
+setup: $(VENV)/ready
 
 quick:
 	@$(MAKE) --no-print-directory CONFIG=workflow/config/quick.yaml
