@@ -21,7 +21,7 @@ from vecsweep.files import Tensors, read_table, write_tensors
 from vecsweep.methods import Vector, grid, heads, shown
 from vecsweep.tasks.readers import Reader
 from vecsweep.tasks.rows import NOVEL, kept_rows
-from vecsweep.tasks.shots import draw, train_pool, wrongly
+from vecsweep.tasks.shots import draw, in_halves, train_pool, wrongly
 
 # Where the heads' outputs go in, written down again so that a wrong row of families.py cannot hide.
 PROJECTIONS = {
@@ -323,12 +323,35 @@ def test_shuffled_demonstrations_all_have_wrong_answers():
     assert 100 < refused < 400
 
 
+def test_no_answer_stands_in_more_than_half_of_mixed_demonstrations():
+    """And as many stay as can, the first ones: all of them where no answer comes twice."""
+    draw, shortened = random.Random(1), 0
+    for _ in range(500):
+        letters = "abcdefgh"[: draw.randint(1, 8)]
+        pool = [
+            {"argument": i, "answers": [draw.choice(letters)]} for i in range(draw.randint(0, 14))
+        ]
+        most = draw.randint(0, 10)
+        found = in_halves(pool, most)
+        answers = [one["answers"] for one in found]
+        assert [one for one in pool if one in found] == found and len(found) <= most
+        assert not answers or 2 * max(map(answers.count, answers)) <= len(answers)
+        assert not found or wrongly(found)
+        # At most half of them one answer's: no more could be taken of any kind.
+        each = sorted(sum(one["answers"] == [letter] for one in pool) for letter in letters)
+        rest = sum(each[:-1])
+        assert len(found) >= min(2 * (most // 2), 2 * rest if each[-1] > rest else len(pool) - 1)
+        shortened += len(found) < min(most, len(pool))
+    one_each = [{"argument": i, "answers": [str(i)]} for i in range(12)]
+    assert in_halves(one_each, 10) == one_each[:10] and 50 < shortened < 450
+
+
 @pytest.mark.parametrize(
     "rows, why",
     [
         (MANY, "no prompt with demonstrations is answered correctly"),
-        (dict.fromkeys(MANY, "Paris"), "too few train pairs to demonstrate it with"),
-        (None, "no wrong answers for its demonstrations"),
+        (dict.fromkeys(MANY, "Paris"), "too few train pairs with different answers"),
+        (None, "too few train pairs with different answers"),
     ],
 )
 def test_a_task_without_a_function_vector_says_why(rows, why, tiny_model, tmp_path, capsys):

@@ -22,14 +22,11 @@ def run(args):
     reader = once(args, Reader.of, args.model, args.tokenizer)
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
     pool = train_pool(args.prompts, args.elsewhere)
-    drawn = draw(task, reader, pool, heads.SETS, heads.SHOTS, heads.QUERIES, args.settings["seed"])
+    how = heads.SETS, heads.SHOTS, heads.QUERIES, args.settings["seed"]
+    drawn = draw(task, reader, pool, *how, mixed=True)
     sets = [prompts for prompts in drawn if prompts[0]["shuffled_ids"]]
     rows, vector, notes = [], torch.empty(0), {"step_version": STAGES["heads"].version}
-    why = None
-    if not sets:
-        why = "no wrong answers for its demonstrations: most have the same, or there is one alone"
-    if not drawn:
-        why = "too few train pairs to demonstrate it with"
+    why = None if sets else "too few train pairs with different answers to demonstrate it with"
     if sets:
         engine, readout, description = load_engine(args, sets[0][0]["token_ids"])
         why = heads.lacking(engine)

@@ -1,6 +1,7 @@
 """Prompts with several demonstrations, all of train: what task and function vectors are made of."""
 
 import random
+from collections import Counter
 
 from tokenizers import Tokenizer
 
@@ -32,13 +33,21 @@ def train_pool(prompts, elsewhere) -> list[dict]:
 
 
 def draw(
-    task: Task, reader: Reader, pool: list[dict], sets: int, shots: int, queries: int, seed
+    task: Task,
+    reader: Reader,
+    pool: list[dict],
+    sets: int,
+    shots: int,
+    queries: int,
+    seed,
+    mixed: bool = False,
 ) -> list[list[dict]]:
     """`sets` lists of at most `queries` prompts that share at most `shots` demonstrations.
 
     A prompt is its row of the pool with its `token_ids`, and `shuffled_ids`: those with the answers
     of the demonstrations given to others, so that each has a wrong one; None where that cannot be,
-    as with one demonstration, or where most have the same answer. Nothing that is asked stands among the
+    as with one demonstration, or where most have the same answer. With `mixed` none stands in more
+    than half of them, if they are fewer for it. Nothing that is asked stands among the
     demonstrations, nor does its answer, but in many-to-one relations. There are fewer demonstrations
     where the context is too short. Prompts whose answer would have another first token are left
     out, and sets without any.
@@ -48,7 +57,8 @@ def draw(
         order = random.Random(f"{seed} shots {task.name} {number}").sample(pool, len(pool))
         asked = order[: min(queries, len(order) // 2)]
         shown = [task.rows[row["prompt_id"]] for row in order[len(asked) :]]
-        shown = [one for one in shown if all(_fits(task, one, row) for row in asked)][:shots]
+        shown = [one for one in shown if all(_fits(task, one, row) for row in asked)]
+        shown = in_halves(shown, shots) if mixed else shown[:shots]
         template = number % len(task.templates)
         while shown:
             prompts = [_prompt(task, reader.tokenizer, row, shown, template) for row in asked]
@@ -57,8 +67,25 @@ def draw(
             if not reader.context or longest < reader.context:
                 found += [some] if some else []
                 break
-            shown = shown[:-1]
+            shown = in_halves(shown, len(shown) - 1) if mixed else shown[:-1]
     return found
+
+
+def in_halves(shown: list[dict], most: int) -> list[dict]:
+    """The first `most` demonstrations, or fewer, of which no answer stands in more than half."""
+    chosen: list[dict] = []
+    counts: Counter[tuple] = Counter()
+    for one in shown:
+        answer = tuple(one["answers"])
+        if len(chosen) < most and counts[answer] < most // 2:
+            chosen.append(one)
+            counts[answer] += 1
+    while chosen and 2 * max(counts.values()) > len(chosen):
+        answer = max(counts, key=counts.__getitem__)
+        last = max(i for i, one in enumerate(chosen) if tuple(one["answers"]) == answer)
+        del chosen[last]
+        counts[answer] -= 1
+    return chosen
 
 
 def _fits(task, shown, row):
