@@ -499,6 +499,13 @@ def test_number_of_panels(name, models, tasks, drawn):
     assert found == expected.get(name, models * min(tasks, 8 // models)) <= 8
 
 
+@every_figure
+def test_no_marker_is_a_formula(name, drawn):
+    """Formulas are off, as a $ in a title is a $: one would stand there letter by letter."""
+    for line in drawn(name, 2, 2).findobj(matplotlib.lines.Line2D):
+        assert "$" not in str(line.get_marker())
+
+
 @pytest.mark.parametrize("name", ["example", "intervention_example"])
 def test_an_example_is_of_four_models_at_most(name, drawn):
     assert len(panels(drawn(name, 8, 1))) == 4

@@ -58,7 +58,7 @@ def said_at(row: dict) -> int:
     Before it stand the words, and in a conversation what the chat template starts with.
     """
     ids = row["token_ids"]
-    for each in range(len(ids) // 2, 0, -1):
+    for each in range(len(ids) // 2, row["argument_length"], -1):
         if ids[-2 * each : -each] == ids[-each:]:
             return len(ids) - 2 * each
     # Some letters were joined to others: the words stand there three times, the argument twice.
