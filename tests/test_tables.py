@@ -163,7 +163,7 @@ def test_transfer(sweep):
     connection, _ = sweep
     for row in connection.execute("SELECT * FROM effects").df().itertuples():
         if row.prompts < 20:
-            assert row.transfer == "too few"
+            assert row.transfer == "few"
         elif row.rise_low <= 0:
             assert row.transfer == "none"
         else:

@@ -78,7 +78,7 @@ def ends(name: str, values: tuple[float, float, float]) -> dict:
 def transfer(found: dict) -> str:
     """What a method carries over: see `transfer` in tables.yaml."""
     if found["prompts"] < ENOUGH:
-        return "too few"
+        return "few"
     if found["rise_low"] <= 0:
         return "none"
     return "argument" if found["among_after_low"] > found["among_chance"] else "class"
