@@ -1,6 +1,7 @@
 """The config: defaults, and one clear line for each kind of mistake."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,10 @@ import yaml
 
 import tiny
 from conftest import REPO
-from vecsweep import Problem, config, tasks
+from vecsweep import Problem, config, files, tasks
 from vecsweep.layout import PRIORITIES, ROWS
 from vecsweep.sweep import Sweep, parted
+from vecsweep.tools.prune import stale
 
 SMALL = {
     "models": {
@@ -214,6 +216,49 @@ def sweep_of(tasks, models):
     )
     sweep.loaded = dict.fromkeys(names, SimpleNamespace(data="x", out_of_domain={}))
     return sweep
+
+
+def test_prune_finds_what_every_stage_made(tmp_path):
+    """Of a model that the config no longer has: results, benchmarks, settings, and of no other."""
+    all_of = {"interventions": {}, "ablations": {}, "swaps": {}, "patching": {}, "relational": {}}
+    lists = {name: {"tasks": ["capitals"]} for name in (*all_of, "tuned")}
+    lists |= {"contenders": {"task_vectors": ["capitals"], "function_vectors": ["capitals"]}}
+
+    def sweep(*names):
+        models = {name: tiny.config("gpt2", "x") for name in names}
+        models["kept"] |= {"shards": 2, "engine": "zero", "preshard": True}
+        if "old" in models:
+            models["old"] |= models["kept"] | {"path": "y"}
+        given = {"models": models, "tasks": {"capitals": {}}} | lists
+        # No gradient is taken through several processes.
+        del given["relational"]
+        return Sweep(config.checked(given), tmp_path)
+
+    before, now = sweep("kept", "old"), sweep("kept")
+    for path, settings in before.all_settings().items():
+        files.write_json(settings, path)
+    made = {"kept": set(), "old": set()}
+    for stage in ROWS:
+        cells = before.cells(stage)
+        assert cells or stage.name == "relational"
+        for cell in cells:
+            paths = [Path(path) for path in stage.paths(cell, tmp_path).values()]
+            of = "old" if "old" in cell else "kept"
+            for path in paths:
+                if str(path).endswith(stage.name) or path.suffix == "":  # a folder of slices
+                    path = path / "slice-0.safetensors"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                made[of].add(path)
+            made[of].add(Path(before.settings_file(stage, cell)))
+    gone = stale(now)
+    assert gone and all(path.exists() for path in made["old"])
+
+    def goes(path):
+        return not {path, *path.parents}.isdisjoint(gone)
+
+    assert [path for path in made["old"] if not goes(path)] == []
+    assert [path for path in made["kept"] if goes(path)] == []
 
 
 def groups(cores, fits=None, tasks=13, **models):

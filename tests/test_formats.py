@@ -175,6 +175,7 @@ BAD = [
     ("x.txt#land-capital", GOOGLE + "one two three\n", "line 7: an analogy has four words, not 3"),
     ("x.json#lands", VECTORS, "'#lands' means nothing here"),
     ("x.txt", "a line of text that is no pair\n", "a task file is a mapping"),
+    ("x.tsv", "argument\tanswer\nPoland\tWarsaw\n", "parted by tabs; part them by commas"),
 ]
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers.integrations.ggml import _gguf_parse_value
@@ -30,6 +31,7 @@ from vecsweep.engine.families import FAMILIES, Family, family_of, is_parallel
 from vecsweep.engine.readout import Readout
 from vecsweep.files import PACKAGE, Tensors, read_json, write_json
 from vecsweep.methods.parts import neuron_parts
+from vecsweep.tools import plan
 
 IDS = [7, 99, 300, 12, 45, 200, 31, 8, 77]
 PARALLEL = {"gptj", "gpt_neox"}
@@ -558,6 +560,38 @@ def hub(tiny_model, tmp_path_factory):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("vecsweep ")]
     return SimpleNamespace(cases=cases, said=said, snapshot=snapshot)
+
+
+def test_what_is_fetched_of_the_hub():
+    """What loading reads, a chat template too; not the same weights once more, no pickle, no code."""
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    wanted += [
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+    ]
+    others = ["consolidated.safetensors", "original/consolidated.00.safetensors", "modeling.py"]
+    others += ["pytorch_model.bin", "onnx/tokenizer.json", "README.md", "params.msgpack"]
+    found = filter_repo_objects(
+        [*wanted, *others],
+        allow_patterns=sources.HUB_FILES,
+        ignore_patterns=sources.NOT_READ,
+    )
+    assert [*found] == wanted
+
+
+def test_weights_that_the_index_does_not_name_are_not_counted(tiny_model, tmp_path):
+    """Some makers put all of them beside the shards once more."""
+    model = tiny.model("gpt2")
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    before = plan.parameters_in(tmp_path), sources.checksums(tmp_path)
+    assert len(shards) > 1
+    shutil.copy(tmp_path / shards[0], tmp_path / "consolidated.safetensors")
+    assert (plan.parameters_in(tmp_path), sources.checksums(tmp_path)) == before
+    assert [line.split()[0] for line in before[1] if line.split()[0] in shards] == shards
 
 
 def test_hub(hub, tiny_model):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import planted
 import tiny
@@ -52,6 +53,32 @@ def test_arguments_end_where_their_last_letter_is(tiny_model, tmp_path):
         assert decode(ids[len(ids) - end + 1 :]).lstrip("?") == "\nA:"
     with pytest.raises(Problem, match="not what made the prompts; delete it"):
         argument_ends(tiny_model("gpt2").tokenizer, rows)
+
+
+@pytest.mark.parametrize(
+    "template, arguments",
+    [
+        ("First there was one {}, then there were many", ["man", "car", "many"]),
+        ("Q: {}\nA:", ["A", "B", "Q"]),
+        ("What comes after {} is", ["s", "i", "is"]),
+        ("{} is", ["a is", "is", "b"]),
+    ],
+)
+def test_the_templates_own_words_are_no_mention(template, arguments, tiny_model):
+    """Alone they are: what stands behind the argument shows by the other prompts."""
+    path = tiny_model("gpt2").tokenizer
+    tokenizer = Tokenizer.from_file(str(path))
+    shown = template.format("car") + " cars.\n"
+    texts = [shown + template.format(argument) for argument in arguments]
+    encoded = [tokenizer.encode(text) for text in texts]
+    rows = [
+        {"text": text, "argument": argument, "token_ids": found.ids}
+        for text, argument, found in zip(texts, arguments, encoded)
+    ]
+    for row, found, end in zip(rows, encoded, argument_ends(path, rows)):
+        place = len(shown) + template.index("{}") + len(row["argument"]) - 1
+        start, stop = found.offsets[len(found.ids) - end]
+        assert start <= place < stop
 
 
 @torch.inference_mode()

@@ -66,6 +66,20 @@ def test_a_site_file_without_the_newer_keys(tmp_path):
     assert resources.read_site(tmp_path) == site(tmp_path)
 
 
+@pytest.mark.parametrize("each", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("shards", [1, 2, 3, 5, 6, 8, 12])
+def test_shards_that_do_not_spread_evenly_are_refused_before_any_job(tmp_path, shards, each):
+    """A node asks for as many GPUs as the others, and for no fewer than it starts processes."""
+    models, found = {"m": MODEL | {"shards": shards}}, site(tmp_path, gpus_per_node=each)
+    nodes = -(-shards // each)
+    if shards % nodes:
+        with pytest.raises(Problem, match=f"models > m: {shards} shards do not spread evenly over"):
+            resources.Requests(models, found)
+        return
+    wanted = asked(resources.Requests(models, found), "states", "m")
+    assert int(wanted["gres"].split(":")[-1]) * wanted["nodes"] == shards == wanted["gpus"]
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [

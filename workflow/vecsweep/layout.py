@@ -308,6 +308,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=("patching.prompts", "prompts.seed"),
         tasks="patching.tasks",
+        version=2,
         **LONG,
     ),
     Stage(
@@ -319,6 +320,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=("relational.train", "relational.layers", "prompts.seed"),
         tasks="relational.tasks",
+        version=2,
         **LONG,
     ),
     Stage(

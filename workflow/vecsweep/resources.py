@@ -79,6 +79,15 @@ class Requests:
         for name in site["models"].keys() - models.keys():
             if near := nearest(name, models):  # one that is near none is of another config
                 raise Problem(f"site.yaml, models: '{name}' is no model of the config{near}")
+        for name, settings in models.items():
+            shards, each = settings["shards"], self.at(name)["gpus_per_node"]
+            nodes = math.ceil(shards / each) if each else 1
+            if shards % nodes:
+                raise Problem(
+                    f"config, models > {name}: {shards} shards do not spread evenly over the {nodes} "
+                    f"nodes that have {each} GPUs each (gpus_per_node in site.yaml); `vecsweep plan "
+                    f"{name}` lists what does"
+                )
 
     def at(self, model: str | None) -> dict:
         """The site's names and sizes for a model: its own nodes, where the site file gives it some."""

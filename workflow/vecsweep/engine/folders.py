@@ -73,6 +73,17 @@ def _same(one: Path, other: Path) -> bool:
     return filecmp.cmp(one, other, shallow=False)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that loading reads: what the index names, or all where there is none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [
+            folder / name
+            for name in sorted({*json.loads(index.read_text())["weight_map"].values()})
+        ]
+    return sorted(folder.glob("*.safetensors"))
+
+
 def check(name: str, folder: Path, layers: int | None = None) -> None:
     """Problem unless a folder in hub format has all of a causal LM, and its parts fit each other.
 

@@ -16,7 +16,8 @@ from vecsweep.files import file_crc32, settle
 # Nothing from the network, and no code that comes with a model, whoever asks for it.
 PLAIN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Pickled weights (*.bin) and remote code (*.py) are never fetched.
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja"]
+NOT_READ = ["*/*", "consolidated*"]  # the same weights once more, as their makers run them
 
 
 def sha256(files: Iterable[Path]) -> str:
@@ -171,7 +172,10 @@ def hub_snapshot(name: str, source: dict) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            source["id"], revision=source["revision"], allow_patterns=HUB_FILES
+            source["id"],
+            revision=source["revision"],
+            allow_patterns=HUB_FILES,
+            ignore_patterns=NOT_READ,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise Problem(
@@ -183,7 +187,7 @@ def hub_snapshot(name: str, source: dict) -> Path:
 
 def checksums(folder: Path) -> list[str]:
     """ "NAME CRC-32" of each file that loading a model reads."""
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    files = [*folders.weight_files(folder), *folder.glob("*.safetensors.index.json")]
     files.append(folder / "config.json")
     return [f"{path.name} {file_crc32(path)}" for path in sorted(files)]
 

@@ -65,6 +65,7 @@ def locate(path) -> Source:
 def task_file(path: Path) -> dict | None:
     """The keys of a task's YAML file; None if it is published data itself."""
     text = text_in(path)
+    _check_tabs(path, text)
     if _format(text):
         return None
     content = parsed(text, path)
@@ -82,6 +83,7 @@ def read(file: Path, part: str = "") -> tuple[list[dict], dict]:
     That is title, kind, templates and separator; a CSV table says nothing. Problem at a bad file.
     """
     text = text_in(file)
+    _check_tabs(file, text)
     kind = None if file.suffix == ".csv" else _format(text)
     if part and kind != "google":
         raise Problem(f"{file}: it has no sections, so '#{part}' means nothing here; leave it out")
@@ -109,6 +111,12 @@ def kind_of(rows: list[dict]) -> str:
         return "one-to-many"
     distinct = {row["answers"][0].casefold() for row in rows}
     return "many-to-one" if len(distinct) <= len(rows) / 2 else "one-to-one"
+
+
+def _check_tabs(path: Path, text: str) -> None:
+    """Problem at a table with tabs: its heading would be a pair of BATS."""
+    if text.split("\n", 1)[0].rstrip().split("\t")[:2] == ["argument", "answer"]:
+        raise Problem(f"{path}: its columns are parted by tabs; part them by commas, as CSV does")
 
 
 def _format(text) -> str | None:

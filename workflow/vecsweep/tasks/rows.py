@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -134,6 +135,18 @@ def answered(prompts: list[dict], stages: list[dict]) -> list[dict]:
     return max(templates.values(), key=len, default=[])
 
 
+def _argument_end(row: dict, common: int) -> int:
+    """Where the last mention of a prompt's argument ends, in letters of its text.
+
+    It may stand in the template's own words too, as man in many: so the first mention whose rest is
+    among the `common` last letters of all prompts.
+    """
+    text, argument = row["text"], row["argument"]
+    starts = [i for i in range(len(text)) if text.startswith(argument, i)]
+    ends = [start + len(argument) for start in starts]
+    return next((end for end in ends if len(text) - end <= common), ends[-1])
+
+
 def argument_ends(path, rows: list[dict]) -> list[int]:
     """Where each prompt's argument ends, in tokens from the prompt's end: 1 is the last token.
 
@@ -147,13 +160,16 @@ def argument_ends(path, rows: list[dict]) -> list[int]:
     except Exception as error:  # of no class of its own
         raise Problem(f"{path} is damaged ({error}); delete it and run again") from error
     ends, texts = [], [row["text"] for row in rows]
+    # What stands behind the argument is the template's, the same in all of several prompts.
+    backwards = [text[::-1] for text in texts] if len({row["argument"] for row in rows}) > 1 else []
+    common = len(os.path.commonprefix(backwards))
     # Of a conversation the template writes the special tokens.
     ways = [tokenizer.encode_batch(texts, add_special_tokens=special) for special in (True, False)]
     for row, encoded in zip(rows, zip(*ways)):
         found = next((one for one in encoded if one.ids == row["token_ids"]), None)
         if found is None:
             raise Problem(f"{path} is not what made the prompts; delete it and run again")
-        place = row["text"].rfind(row["argument"]) + len(row["argument"]) - 1  # of its last letter
+        place = _argument_end(row, common) - 1  # of its last letter
         inside = [i for i, (start, stop) in enumerate(found.offsets) if start <= place < stop]
         ends.append(len(found.ids) - inside[-1])
     return ends

@@ -93,8 +93,8 @@ def folder_of(settings: dict) -> Path | None:
 
 def parameters_in(folder: Path) -> int | None:
     """The number of parameters in a folder's safetensors files, by their headers; None without."""
-    headers = [folders.header("plan", path) for path in folder.glob("*.safetensors")]
-    return sum(math.prod(shape) for header in headers for shape in header.values()) or None
+    shapes = folders.tensor_shapes("plan", folder)
+    return sum(math.prod(shape) for shape in shapes.values()) or None
 
 
 class Facts:

@@ -54,7 +54,9 @@ def stale(sweep: Sweep) -> list[Path]:
     results, found = Path(sweep.results), []
     for stage in ROWS:
         settings = results / "settings" / stage.name
-        noted = noted_cells(settings, len(stage.parts[:2]))
+        # Settings are one file for all blocks of a task, or of a model.
+        named = [part for part in stage.parts if part != "layers"]
+        noted = noted_cells(settings, len(named))
         wanted = {tuple(part for part in cell if part) for cell in sweep.cells(stage)}
         parts = [f"{{{part}}}" for part in stage.parts]
         made = [pattern for pattern in stage.outputs.values() if not pattern.endswith("/")]
@@ -64,11 +66,11 @@ def stale(sweep: Sweep) -> list[Path]:
         made += [f"{{model}}/{name}" for name in in_folder if stage.name == "preshard"]
         # Parts of long stages are folders; of a result that is there they are leftovers.
         made += [str(folder_of(Path(name))) for name in stage.outputs.values() if stage.long]
-        measured, told = ["/".join(parts) + ".tsv"], ["/".join(parts[:2]) + ".json"]
+        measured = ["/".join(parts) + ".tsv"]
+        told = ["/".join(f"{{{part}}}" for part in named) + ".json"]
         found += stale_below(results / stage.name, made, wanted, noted)
         found += stale_below(results / "benchmarks" / stage.name, measured, wanted, noted)
-        # Settings are one file for all blocks of a task.
-        cells = {cell[:2] for cell in wanted}
+        cells = {cell[: len(named)] for cell in wanted}
         found += stale_below(settings, told, cells, noted)
         for cell in sweep.cells(stage) if stage.long else []:
             output = Path([*sweep.outputs(stage, cell).values()][-1])
@@ -93,13 +95,14 @@ def stale_below(
 ) -> list[Path]:
     """What is stale in one folder: what has the name of a noted cell that is not wanted."""
     found: list[Path] = []
-    kept = []
+    kept, length = [], len(next(iter(noted), ()))
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
         if any(above in found for above in path.parents):
             continue
         cell = cell_of(path.relative_to(folder).as_posix(), patterns)
         if cell is not None:
-            (found if cell not in wanted and cell[:2] in noted else kept).append(path)
+            stale = cell not in wanted and cell[:length] in noted
+            (found if stale else kept).append(path)
     return widened(found, kept, folder)
 
 

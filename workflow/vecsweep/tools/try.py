@@ -46,6 +46,11 @@ def run(args):
             f"no prompt of {args.task} gave an o-vector in {args.model}; "
             + (f"these tasks have one: {', '.join(able)}" if able else "nor of any other task")
         )
+    if read_json(args.results / "settings" / "prompts" / f"{cell}.json").get("chat"):
+        raise Problem(
+            f"{args.model} was asked in conversations (chat: true), and words are tried in plain "
+            "contexts alone; name a model without it"
+        )
     console = terminal.console()
     with console.status(f"loading {args.model}"), redirect_stderr(io.StringIO()):
         tried = Tried(args.results, cell, search)
@@ -75,6 +80,8 @@ class Tried:
         prompts = results / "prompts" / f"{cell}.parquet"
         self.settings = read_json(results / "settings" / "interventions" / f"{cell}.json")
         self.own = kept_rows(prompts, NOVEL)
+        # Where words have no space before them each of a novel prompt's parts begins a line.
+        self.space = "" if self.own[0]["text"].endswith("\n") else " "
         # Those over max_prompts have tokens too.
         every = read_table(prompts, where={"prompt_set": "novel"}).to_pylist()
         self.known = {row["argument"].casefold(): row for row in every if row["answer_tokens"]}
@@ -147,9 +154,9 @@ def show(console, tried: Tried, word: str, args) -> None:
     if not word.strip():
         raise Problem("an empty word; give one, as Poland")
     seed = random.Random(f"{tried.settings['seed']} {word}")
-    text = tasks.novel_prompt({"argument": word}, tasks.random_words(), seed)
+    text = tasks.novel_prompt({"argument": word}, tasks.random_words(), seed, tried.space)
     encode = tried.tokenizer.encode
-    argument = continuation(encode(text).ids, encode(f"{text} {word}").ids)
+    argument = continuation(encode(text).ids, encode(f"{text}{tried.space}{word}").ids)
     if not argument:
         raise Problem(f"'{word}' changes the tokens of its prompt; try another word")
     row = tried.known.get(word.casefold())
