@@ -1,5 +1,7 @@
 """Stage tuned: translators are fitted on train prompts alone, and find what a rotation hides."""
 
+import random
+
 import duckdb
 import pytest
 import torch
@@ -13,6 +15,7 @@ from vecsweep.engine.readout import Readout
 from vecsweep.engine.translators import SAMPLED, divergence, ends_of, fit, tokens_for
 from vecsweep.files import Tensors, read_table, write_tensors
 from vecsweep.layout import STAGES, Cell
+from vecsweep.stages.tuned import deal
 from vecsweep.sweep import Sweep
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
@@ -159,7 +162,10 @@ def test_rows(made):
     assert {row["prompt_set"] for row in shown} == {"abstractive"}
     assert all(row["part"] == splits[row["prompt_id"]] for row in shown)
     assert {row["part"] for row in shown} == {"dev", "test"}
-    # Nothing that is reported has an argument or a first token of an answer of the train prompts.
+    # Nothing that is reported has an argument or a first token of an answer of the train prompts, or
+    # of what stands in them.
+    named = {argument for row in train for argument in row["demonstrations"].split("|")}
+    train += [row for row in rows if row["argument"] in named]
     seen = {token for row in train for token in row["answer_tokens"]}
     asked = [row for row in rows if row["split"] != "train" and row["prompt_set"] == "abstractive"]
     clear = {row["prompt_id"] for row in asked if seen.isdisjoint(row["answer_tokens"])}
@@ -222,6 +228,41 @@ def test_train_prompts_alone_teach(made, tmp_path):
     assert before != after
     keep = [[row for row in some if row["part"] == "held-out"] for some in (before, after)]
     assert keep[0] == keep[1] and keep[0]
+
+
+def test_what_train_prompts_hold_is_in_no_reported_one():
+    """Their arguments, answers and demonstrations, of every task; and nothing else is left out."""
+    draw, told = random.Random(0), 0
+    for _ in range(60):
+        rows = [
+            {
+                "task": task,
+                "prompt_id": number,  # the same in both tasks
+                "prompt_set": "abstractive",
+                "out_of_domain": False,
+                "split": draw.choice(["train", "train", "dev", "test"]),
+                "argument": f"{number % 25}",
+                "answer_tokens": draw.sample(range(90), draw.randint(1, 2)),
+                "demonstrations": f"{draw.randrange(30)}",
+            }
+            for task in "ab"
+            for number in range(30)
+        ]
+        train = [row for row in rows if row["split"] == "train"]
+        own = {(row["task"], row["demonstrations"]) for row in train}
+        known = train + [row for row in rows if (row["task"], row["argument"]) in own]
+        arguments = {row["argument"] for row in known}
+        tokens = {token for row in known for token in row["answer_tokens"]}
+        fair = [
+            i
+            for i, row in enumerate(rows)
+            if row["split"] != "train"
+            and row["argument"] not in arguments
+            and tokens.isdisjoint(row["answer_tokens"])
+        ]
+        assert deal(rows, 0)[2] == fair
+        told += len(known) - len(train)
+    assert told > 100
 
 
 def test_too_few_train_pairs(made, refused, tmp_path):
