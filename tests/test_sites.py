@@ -71,12 +71,13 @@ def test_a_site_file_without_the_newer_keys(tmp_path):
 def test_shards_that_do_not_spread_evenly_are_refused_before_any_job(tmp_path, shards, each):
     """A node asks for as many GPUs as the others, and for no fewer than it starts processes."""
     models, found = {"m": MODEL | {"shards": shards}}, site(tmp_path, gpus_per_node=each)
-    nodes = -(-shards // each)
+    nodes, requests = -(-shards // each), resources.Requests(models, found)
     if shards % nodes:
         with pytest.raises(Problem, match=f"models > m: {shards} shards do not spread evenly over"):
-            resources.Requests(models, found)
+            requests.check_spread()
         return
-    wanted = asked(resources.Requests(models, found), "states", "m")
+    requests.check_spread()
+    wanted = asked(requests, "states", "m")
     assert int(wanted["gres"].split(":")[-1]) * wanted["nodes"] == shards == wanted["gpus"]
 
 

@@ -46,6 +46,9 @@ def declared(path):
     return f"results/{path.removeprefix(front)}" if inside else os.path.abspath(path)
 
 
+# Who says how many jobs may be in a queue has a cluster.
+ON_CLUSTER = workflow.resource_settings.nodes is not None
+
 try:
     for file in workflow.configfiles:
         vecsweep_config.read(file)  # a key that stands twice is lost in what Snakemake read
@@ -58,6 +61,8 @@ try:
         chat.check_all(config["models"], SWEEP.waiting_models())
     SITE = read_site(HERE / "workflow" / "profiles" / "slurm")
     REQUESTS = Requests(config["models"], SITE)
+    if ON_CLUSTER and workflow.is_main_process:
+        REQUESTS.check_spread()
 except Problem as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -123,8 +128,6 @@ DATABASE = made(SUMMARY, Cell())["database"]
 # the groups are noted when a run starts.
 NOTED = Path(RESULTS) / "groups.json"
 CORES = workflow.resource_settings.cores or 1
-# Who says how many jobs may be in a queue has a cluster.
-ON_CLUSTER = workflow.resource_settings.nodes is not None
 if not workflow.is_main_process and NOTED.exists():
     GROUPS = read_json(NOTED)
 else:

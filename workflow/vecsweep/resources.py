@@ -79,15 +79,6 @@ class Requests:
         for name in site["models"].keys() - models.keys():
             if near := nearest(name, models):  # one that is near none is of another config
                 raise Problem(f"site.yaml, models: '{name}' is no model of the config{near}")
-        for name, settings in models.items():
-            shards, each = settings["shards"], self.at(name)["gpus_per_node"]
-            nodes = math.ceil(shards / each) if each else 1
-            if shards % nodes:
-                raise Problem(
-                    f"config, models > {name}: {shards} shards do not spread evenly over the {nodes} "
-                    f"nodes that have {each} GPUs each (gpus_per_node in site.yaml); `vecsweep plan "
-                    f"{name}` lists what does"
-                )
 
     def at(self, model: str | None) -> dict:
         """The site's names and sizes for a model: its own nodes, where the site file gives it some."""
@@ -110,6 +101,18 @@ class Requests:
         settings = self.models[model]
         each = self.at(model)["gpus_per_node"] or settings["shards"]
         return plan.resources(model, settings, gpus_per_node=each).get("mem_mb")
+
+    def check_spread(self) -> None:
+        """Problem at a model whose shards its nodes cannot share evenly: of a cluster alone."""
+        for name, settings in self.models.items():
+            shards, each = settings["shards"], self.at(name)["gpus_per_node"]
+            nodes = math.ceil(shards / each) if each else 1
+            if shards % nodes:
+                raise Problem(
+                    f"config, models > {name}: {shards} shards do not spread evenly over the {nodes} "
+                    f"nodes that have {each} GPUs each (gpus_per_node in site.yaml); `vecsweep plan "
+                    f"{name}` lists what does"
+                )
 
     def small_gpus(self) -> list[str]:
         """A line for each model that does not fit its GPUs, to say before any job starts."""

@@ -88,9 +88,8 @@ def deal(rows: list[dict], seed: int) -> tuple[list[int], list[int], list[int]]:
         and not row["out_of_domain"]
     ]
     fair = unseen(asked, train, {row["prompt_id"] for row in train})
-    for task in {
-        row["task"] for row in train
-    }:  # what its train prompts show, whatever split it is of
+    for task in {row["task"] for row in train}:
+        # What its train prompts show may be of any split.
         mine = [row for row in rows if row["task"] == task]
         fair = unseen(fair, mine, {row["prompt_id"] for row in mine if row["split"] == "train"})
     shown = {id(row) for row in fair}
