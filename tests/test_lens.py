@@ -23,17 +23,25 @@ from vecsweep.stages import lens
 from vecsweep.stages.lens import TOP_K
 from vecsweep.tasks.rows import CAPTURED, kept_rows
 
+needs_bytes = pytest.mark.skipif(
+    not products.fast_bytes(), reason="a processor without VNNI adds bytes up wrongly"
+)
 
-@pytest.fixture(params=["float32", "bfloat16", "as doubts say"])
+
+@pytest.fixture(
+    params=["float32", "bfloat16", pytest.param("bytes", marks=needs_bytes), "as doubts say"]
+)
 def small_chunks(request, monkeypatch):
     """Blocks that divide neither the vocabulary nor the prompts; bfloat16 runs on every CPU."""
     monkeypatch.setattr(decoding, "ROWS", 7)
     monkeypatch.setattr(decoding, "CHUNK", 64)
     monkeypatch.setattr(decoding, "FEWEST", 1)
     monkeypatch.setattr(decoding, "SMALLEST", 1)
+    if request.param in ("float32", "bfloat16"):
+        monkeypatch.setattr(decoding, "fast_bytes", lambda: False)
     monkeypatch.setattr(decoding, "fast_bfloat16", lambda: request.param != "float32")
-    if request.param == "bfloat16":  # whatever it leaves in doubt
-        monkeypatch.setattr(decoding, "DOUBT", np.inf)
+    if request.param != "as doubts say":  # whatever it leaves in doubt
+        monkeypatch.setattr(decoding, "DOUBT", {"bytes": np.inf, "bfloat16": np.inf})
     assert tiny.VOCABULARY % 64
 
 
@@ -370,7 +378,7 @@ def test_a_soft_cap_changes_probabilities_alone(kind, small_chunks):
 
 
 @pytest.mark.parametrize("terms", [1024, 16, 7])
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", ["float32", "bfloat16", "bytes"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_error_exceeds_its_bound(kind, split, terms, monkeypatch):
     monkeypatch.setattr(products, "TERMS", terms)
@@ -379,8 +387,13 @@ def test_no_error_exceeds_its_bound(kind, split, terms, monkeypatch):
     block = decoding.Block(normed, split)
     exact = normed.double() @ readout.weight.double().T
     bounds = block.bounds.double()
-    allowed = bounds[:, :2] @ readout.norms.double()
-    if split:
+    allowed = bounds[:, :2] @ block.norms(readout).double()
+    if split == "bytes":  # of whole numbers, by any processor
+        sums = (block.rest.double() @ readout.in_bytes.numbers.double().T).float()
+        low = sums * (block.scales[:, None] * readout.in_bytes.scales)
+        shared = products.product(readout.weight, block.directions.T)
+        found = low.double() + (block.coefficients @ shared.T).double()
+    elif split == "bfloat16":
         low = block.rest @ readout.weight.bfloat16().T
         shared = products.product(readout.weight, block.directions.T)
         found = low.double() + (block.coefficients @ shared.T).double()
@@ -388,6 +401,45 @@ def test_no_error_exceeds_its_bound(kind, split, terms, monkeypatch):
     else:
         found = products.product(normed, readout.weight.T).double()
     assert ((found - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("terms", [1, 7, 16, 48, 640])
+def test_bytes_leave_no_more_than_they_say(terms):
+    """Rows with a few large numbers, of tiny ones, and of none; products after mixing are the rows'."""
+    generator = torch.Generator().manual_seed(terms)
+    rows = torch.randn(1030, terms, generator=generator)
+    rows[3] = 0
+    rows[4] *= 1e-30
+    rows[5:40, 0] = 100
+    found = products.in_bytes(rows)
+    mixing = products.hadamard(min(16, terms & -terms)).double()
+    assert torch.allclose(mixing @ mixing.T, torch.eye(len(mixing)).double())
+    turned = (rows.double().unflatten(1, (-1, len(mixing))) @ mixing).flatten(1)
+    said = found.numbers.double() * found.scales.double()[:, None]
+    left = (turned - said).norm(dim=1)
+    assert (left <= found.left).all() and (
+        found.left <= 1.01 * left + 1e-4 * rows.norm(dim=1)
+    ).all()
+    assert found.numbers[3:5].count_nonzero() == 0 and found.numbers.abs().max() == 127
+    if terms == 640:  # what mixing is for: a large number takes fewer steps from the others
+        plain = rows[5:40].double()
+        steps = plain.abs().amax(1, keepdim=True) / 127
+        unmixed = (plain - (plain / steps).round() * steps).norm(dim=1)
+        assert (found.left[5:40] < 0.5 * unmixed).all()
+
+
+@needs_bytes
+def test_bytes_are_multiplied_exactly():
+    generator = torch.Generator().manual_seed(0)
+    for n, terms, m in ((1, 1, 1), (7, 37, 5), (40, 48, 64), (256, 2048, 1024), (3, 640, 17)):
+        left, right = (
+            torch.randint(-127, 128, size, generator=generator).to(torch.int8)
+            for size in ((n, terms), (m, terms))
+        )
+        left[0], right[0] = 127, -127  # the largest sum
+        room = torch.full((n, m), -1, dtype=torch.int32)
+        assert products.byte_product(left, right, out=room).data_ptr() == room.data_ptr()
+        assert torch.equal(room.double(), left.double() @ right.double().T)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -413,7 +465,7 @@ def test_threads_change_nothing(small_chunks):
 
 
 def test_the_product_that_a_unit_takes_hangs_on_its_own_states(monkeypatch):
-    """States that are alike take bfloat16, others float32, and have the same bits together as alone."""
+    """States that are alike take a quick product, others float32; same bits together as alone."""
     monkeypatch.setattr(decoding, "fast_bfloat16", lambda: True)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5000, 256, generator=generator) + 2 * torch.randn(256, generator=generator)
@@ -426,12 +478,12 @@ def test_the_product_that_a_unit_takes_hangs_on_its_own_states(monkeypatch):
 
     def noted(self, place):
         found = block(self, place)
-        taken.append(found.split)
+        taken.append(found.kind)
         return found
 
     monkeypatch.setattr(decoding.Pass, "block", noted)
     together = decode(readout, states, [targets], 5, unit=128)
-    assert taken == [False, True, True]
+    assert taken == ["float32", "bytes" if products.fast_bytes() else "bfloat16", "bfloat16"]
     alone = [
         decode(readout, some, [own], 5, unit=128)
         for some, own in zip(states.split(128), targets.split(128))
@@ -444,8 +496,9 @@ def test_the_product_that_a_unit_takes_hangs_on_its_own_states(monkeypatch):
 
 def test_sums_in_doubt_are_taken_anew_where_they_weigh(monkeypatch):
     """Some hundred tokens share the probability: without float32 for some chunks it would be off."""
+    monkeypatch.setattr(decoding, "fast_bytes", lambda: False)
     monkeypatch.setattr(decoding, "fast_bfloat16", lambda: True)
-    monkeypatch.setattr(decoding, "DOUBT", np.inf)
+    monkeypatch.setattr(decoding, "DOUBT", {"bfloat16": np.inf})
     monkeypatch.setattr(decoding, "CHUNK", 64)
     generator = torch.Generator().manual_seed(0)
     weight = 0.3 * torch.randn(6000, 128, generator=generator)

@@ -1,9 +1,9 @@
 """Early decoding of many states at once: exact ranks from products in low precision.
 
-A readout's product of float32 states with a float32 weight is taken in bfloat16 where the processor
-is fast at that and little stays in doubt. Each approximate logit comes with a proven bound on its
-error; what the bounds leave open is computed in float64. So ranks and top tokens are those of the
-exact product, whatever the processor, the number of threads and the blocks.
+A readout's product of float32 states with a float32 weight is taken in bytes or in bfloat16 where
+the processor is fast at that and little stays in doubt. Each approximate logit comes with a proven
+bound on its error; what the bounds leave open is computed in float64. So ranks and top tokens are
+those of the exact product, whatever the processor, the number of threads and the blocks.
 """
 
 import itertools
@@ -20,19 +20,30 @@ import torch
 from vecsweep import Problem
 from vecsweep.engine import fused
 from vecsweep.engine.batches import fitted
-from vecsweep.engine.products import missed, product, rounding
+from vecsweep.engine.products import (
+    byte_product,
+    fast_bfloat16,
+    fast_bytes,
+    in_bytes,
+    missed,
+    product,
+    rounding,
+)
 from vecsweep.engine.readout import Readout
 
 # A block of 256 states x 1024 tokens: its logits stay in a core's cache.
 ROWS, CHUNK = 256, 1024
-# Directions that a block's states share; the bfloat16 product is of what these do not explain. More
+# Directions that a block's states share; the quick product is of what these do not explain. More
 # leave less in doubt, and cost more: as many as a vector has float32 lanes do best, or twice that.
 DIRECTIONS = 16
 # Fewer states, or tokens, are over before the weight is in bfloat16.
 FEWEST, SMALLEST = 64, 4096
-# Where bfloat16 leaves more than this share of the tokens in doubt, a product in float32 is faster. It
-# is tried on some of them.
-DOUBT, TRIED = 0.03, 256
+# Where a product leaves more than this share of the tokens in doubt, the next is faster: bytes, then
+# bfloat16, then float32. It is tried on some of them.
+DOUBT = {"bytes": 0.01, "bfloat16": 0.03}
+TRIED = 256
+# Of wider states bytes leave more in doubt, and the weight takes long to be in bytes.
+WIDEST = 2048
 # Tokens a state whose logits are known exactly: most of the probability, mostly.
 KNOWN = 32
 # What an accelerator takes at a time.
@@ -51,36 +62,37 @@ class Decoded:
     among: torch.Tensor
 
 
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16 faster than in float32."""
-    able = torch.cpu.get_capabilities()
-    return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
-
-
 class Block:
-    """Up to ROWS normed states [n, d_model], cut into what float32 and what bfloat16 multiplies.
+    """Up to ROWS normed states [n, d_model], cut into what float32 and what a quick product takes.
 
-    states = coefficients @ directions + rest, the rest rounded to bfloat16: states of one place in
-    the model are alike, so it is short, and so is the error of its product.
+    states = coefficients @ directions + rest, the rest rounded to bfloat16 or to bytes: states of one
+    place in the model are alike, so it is short, and so is the error of its product.
     """
 
-    def __init__(self, states: torch.Tensor, split: bool, top_k: int = 0):
+    def __init__(self, states: torch.Tensor, kind: str, top_k: int = 0):
         n, d_model = states.shape
         lengths = states.double().norm(dim=1)
         own = missed(d_model)
-        self.split = split
+        self.kind, split = kind, kind != "float32"
         self.kept = max(top_k, KNOWN) if split else top_k  # of the largest logits, exactly
+        self.scales = torch.zeros(n)
         if split:
             self.directions = shared_directions(states)
             self.coefficients = states @ self.directions.T
             exact = states.double() - self.coefficients.double() @ self.directions.double()
-            self.rest = exact.bfloat16()
-            left = (exact - self.rest.double()).norm(dim=1)
-            rest = self.rest.double().norm(dim=1)
+            if kind == "bytes":
+                self.rest, self.scales, left = in_bytes(exact.float())
+                rest = self.rest.double().norm(dim=1) * self.scales
+                # Sums of whole numbers are exact; their scales and the product with them are not.
+                summed = 4 * 2.0**-24
+            else:
+                self.rest = exact.bfloat16()
+                left = (exact - self.rest.double()).norm(dim=1)
+                rest = self.rest.double().norm(dim=1)
+                # Products of bfloat16 are summed in float32, by some processors without rounding up.
+                summed = 4 * rounding(d_model)
             explained = self.coefficients.abs().double() @ self.directions.double().norm(dim=1)
-            scale = left + (own + rounding(len(self.directions) + 1)) * explained
-            # Products of bfloat16 are summed in float32, by some processors without rounding up.
-            scale += 4 * rounding(d_model) * rest
+            scale = left + summed * rest + (own + rounding(len(self.directions) + 1)) * explained
         else:
             scale, rest = own * lengths, torch.zeros(n)
         self.bounds = torch.zeros(n, 5)
@@ -89,13 +101,19 @@ class Block:
         self.bounds[:, 3] = 1e-6  # sums of two and comparisons in float32
         self.lengths = lengths
 
+    def norms(self, readout: Readout) -> torch.Tensor:
+        """[2, vocabulary]: the length of each token's weight, and of what the quick product leaves."""
+        if self.kind == "bytes":
+            return torch.stack([readout.norms[0], readout.in_bytes.left])
+        return readout.norms
+
     def doubt(self, readout: Readout, states: torch.Tensor, best: np.ndarray) -> float:
         """The share of tokens that its bounds leave open beside logits [n, targets], for all targets."""
         tried = slice(None, None, max(1, len(readout.weight) // TRIED))
         logits = states @ readout.weight[tried].T
         if readout.bias is not None:
             logits += readout.bias[tried]
-        near = self.bounds[:, :2] @ readout.norms[:, tried] + self.bounds[:, 2:3]
+        near = self.bounds[:, :2] @ self.norms(readout)[:, tried] + self.bounds[:, 2:3]
         targets = torch.from_numpy(best).float().T[..., None]  # [targets, n, 1]
         return float(((logits - targets).abs() <= near).double().sum(0).mean())
 
@@ -184,8 +202,9 @@ def _decode(readout, states, targets, top_k, among, unit) -> Decoded:
     units = range(0, len(normed), unit or max(1, len(normed)))
     sizes = [min(units.step, len(normed) - start) for start in units]
     enough = min(sizes) >= FEWEST and len(readout.weight) >= SMALLEST
-    low = enough and fast_bfloat16()
-    found = Pass(readout, normed, tokens.numpy(), top_k, sizes, low).run()
+    fast = {"bytes": fast_bytes() and normed.shape[1] <= WIDEST, "bfloat16": fast_bfloat16()}
+    kinds = [kind for kind in fast if enough and fast[kind]]
+    found = Pass(readout, normed, tokens.numpy(), top_k, sizes, kinds).run()
     log_sum = torch.from_numpy(found.log_sum)
     best = torch.from_numpy(readout.capped(found.best))
     top = torch.from_numpy(readout.capped(found.top))
@@ -252,17 +271,18 @@ def on_device(readout, states, targets, top_k, among) -> Decoded:
 class Pass:
     """One pass of normed states over the vocabulary, chunk by chunk, on as many threads as torch has.
 
-    `sizes` of units that share no product; `low`: whether blocks may take most of theirs in bfloat16.
+    `sizes` of units that share no product; `kinds` of quick products that blocks may take, beside
+    float32, the quickest first.
 
     Each thread takes whole products alone: many small ones shared by all threads cost more in
     waiting than they gain.
     """
 
     def __init__(
-        self, readout: Readout, normed: torch.Tensor, tokens: np.ndarray, top_k: int, sizes, low
+        self, readout: Readout, normed: torch.Tensor, tokens: np.ndarray, top_k: int, sizes, kinds
     ):
         self.readout, self.states = readout, normed.contiguous()
-        self.split, self.top_k = low, top_k
+        self.kinds, self.top_k = [*kinds, "float32"], top_k
         ends = list(itertools.accumulate(sizes))
         self.places = [
             slice(i, min(i + ROWS, end))
@@ -282,16 +302,15 @@ class Pass:
         self.peak, self.total = np.empty((chunks, n), np.float32), np.empty((chunks, n))
 
     def block(self, place: slice) -> Block:
-        """The block of some states: of one product in float32 if another leaves too much in doubt."""
+        """The block of some states: of the quickest product that leaves little enough in doubt."""
         states, best, readout = self.states[place], self.best[place], self.readout
-        block = Block(states, self.split, self.top_k)
         largest = np.where(np.isfinite(best), np.abs(best), 0).max(-1, initial=0)
-        block.bounds[:, 2] = 1e-6 * torch.from_numpy(largest)
-        block.bounds[:, 4] = states.shape[1] * 2.0**-52 * readout.norms[0].max() * block.lengths
-        if self.split and block.doubt(readout, states, best) > DOUBT:
-            whole = Block(states, False, self.top_k)
-            whole.bounds[:, [2, 4]] = block.bounds[:, [2, 4]]
-            return whole
+        for kind in self.kinds:
+            block = Block(states, kind, self.top_k)
+            block.bounds[:, 2] = 1e-6 * torch.from_numpy(largest)
+            block.bounds[:, 4] = states.shape[1] * 2.0**-52 * readout.norms[0].max() * block.lengths
+            if kind == "float32" or block.doubt(readout, states, best) <= DOUBT[kind]:
+                break
         return block
 
     def run(self) -> "Pass":
@@ -318,7 +337,7 @@ class Pass:
         )
         places = self.top_token // CHUNK, np.arange(len(most))[:, None]
         np.add.at(self.sums, places, exact - summed)
-        if self.split:
+        if any(block.kind != "float32" for block in self.blocks):
             unknown = self.sums.copy()
             np.subtract.at(unknown, places, exact)
             whole = self.sums.sum(0)
@@ -381,36 +400,45 @@ class Pass:
         above = np.zeros(self.token.shape, np.int64)
         tops = self.no_tops(n, self.kept)
         own_tops = [self.no_tops(len(block.bounds), block.kept) for block in self.blocks]
-        norms = self.readout.norms
-        nothing = np.empty((ROWS, 0), np.uint16)
+        kinds = {block.kind: block for block in self.blocks}
+        norms = {kind: block.norms(self.readout) for kind, block in kinds.items()}
+        no_bits, no_sums = (np.empty((ROWS, 0), kind) for kind in (np.uint16, np.int32))
         cap = np.float32(self.readout.cap or 0)
-        low_at_all = any(block.split for block in self.blocks)
+        scales = self.readout.in_bytes.scales if "bytes" in kinds else torch.zeros(len(weight))
         # To ask for memory anew for each product takes a twentieth of the time.
-        rooms = [torch.empty(ROWS * CHUNK, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
+        rooms = [
+            torch.empty(ROWS * CHUNK, dtype=kind)
+            for kind in (torch.float32, torch.bfloat16, torch.int32)
+        ]
         for chunk in chunks:
             start = self.starts[chunk]
             cut = slice(start, start + CHUNK)
             part = weight[cut]
             bias = self.bias[cut] if len(self.bias) > 1 else self.bias
-            some_norms = norms[:, cut].numpy()
-            if low_at_all:
+            if "bytes" in kinds:
+                part_in_bytes = self.readout.in_bytes.numbers[cut]
+            if "bfloat16" in kinds:
                 rounded = part.bfloat16().T
             for place, block, own in zip(self.places, self.blocks, own_tops):
                 shape = place.stop - place.start, len(part)
-                high, low = (room[: math.prod(shape)].view(shape) for room in rooms)
-                if block.split:
+                high, low, counts = (room[: math.prod(shape)].view(shape) for room in rooms)
+                bits, sums = no_bits, no_sums
+                if block.kind == "float32":
+                    product(self.states[place], part.T, out=high)
+                else:
                     # The many rows on the left: the other way round takes half as long again.
                     shared = product(part, block.directions.T)
                     torch.mm(block.coefficients, shared.T, out=high)
+                if block.kind == "bytes":
+                    sums = byte_product(block.rest, part_in_bytes, out=counts).numpy()
+                elif block.kind == "bfloat16":
                     torch.mm(block.rest, rounded, out=low)
                     bits = low.view(torch.uint16).numpy()
-                else:
-                    product(self.states[place], part.T, out=high)
-                    bits = nothing
                 if self.readout.bias is not None:
                     high += self.readout.bias[cut]
                 fused.pass_over(
-                    *(bits, high.numpy(), start, part.numpy(), bias, some_norms, cap),
+                    *(bits, sums, block.scales.numpy(), scales[cut].numpy(), high.numpy()),
+                    *(start, part.numpy(), bias, norms[block.kind][:, cut].numpy(), cap),
                     *(self.states[place].numpy(), block.bounds.numpy()),
                     *(self.best[place], self.token[place]),
                     *(self.peak[chunk, place], self.total[chunk, place], above[place]),

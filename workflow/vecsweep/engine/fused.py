@@ -223,14 +223,15 @@ def within(line, below, over, places):
 
 @compiled
 def pass_over(
-    low, high, start, weight, bias, norms, cap, states, bounds, best, token, peak, total, above,
+    low, whole, row_scales, scales, high, start, weight, bias, norms, cap, states, bounds, best, token, peak, total, above,
     top, top_token, top_approximate,
 ):  # fmt: skip
     """Count, sum and pick in approximate logits `low` + `high` [n, tokens] of tokens start...
 
-    `low` is the bfloat16 part as its bits (uint16), of no columns where there is none; `high` the
-    float32 part, to which it is added. `weight` [tokens, d_model], `bias` [tokens, or 1]; `norms`
-    [2, tokens]: of each weight, and of what bfloat16 leaves of it. `cap`: of the soft cap, 0 if
+    `low` is the bfloat16 part as its bits (uint16), `whole` that of bytes (int32), to be multiplied
+    with `row_scales` [n] and `scales` [tokens]; of no columns where there is none. `high` is the
+    float32 part, to which they are added. `weight` [tokens, d_model], `bias` [tokens, or 1];
+    `norms` [2, tokens]: of each weight, and of what bfloat16, or bytes, leave of it. `cap`: of the soft cap, 0 if
     there is none; only the sum and its peak know it. `states` [n, d_model] are normed,
     `bounds` [n, 5]: see `error_of`, and up to which difference float64 says that two are equal.
     `best` [n, targets] are the exact logits of the `token`s [n, targets].
@@ -249,6 +250,9 @@ def pass_over(
         tie = bound[4]
         for i in range(len(bits)):
             line[i] += widened(bits[i])
+        sums, row_scale = whole[row], row_scales[row]
+        for i in range(len(sums)):
+            line[i] += np.float32(sums[i]) * (row_scale * scales[i])
         floor = np.float32(top[row, last])
         if top_token[row, last] < 0:  # nothing to compare with yet
             floor = sure_of(line, bits, bound, norms, kept)

@@ -1,8 +1,9 @@
-"""Which library multiplies float32 matrices on the CPU."""
+"""Products on the CPU: which library takes those in float32, and what is faster and less precise."""
 
 import functools
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -10,6 +11,9 @@ import torch
 CHECKED = ((256, 640, 2048), (12, 640, 512), (1, 256, 256))
 # Terms that are summed at a time: the sum of a few can miss by less than the sum of many.
 TERMS = 1024
+# Numbers that are mixed before they are rounded to bytes: more make none smaller, and take longer.
+MIXED = 16
+FAINT = 1e-16  # of the largest number of a row: scales of less would have no product in float32
 
 
 def rounding(terms: int) -> float:
@@ -69,3 +73,80 @@ def exact(rows: int, terms: int, columns: int, dtype=torch.float32) -> bool:
     wanted = left.double() @ right.double()
     found = (left.to(dtype) @ right.to(dtype)).double()
     return bool((found - wanted).abs().max() <= rounding(terms) * wanted.max())
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 faster than in float32."""
+    able = torch.cpu.get_capabilities()
+    return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
+
+
+@functools.cache
+def fast_bytes() -> bool:
+    """Whether this processor multiplies bytes faster than bfloat16; without VNNI sums overflow."""
+    able = torch.cpu.get_capabilities()
+    if not (able.get("avx512_vnni", False) or able.get("amx_int8", False)):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(rows, terms, columns) for rows, terms, columns in CHECKED]
+    left, right = (
+        [(127 - 254 * torch.randint(2, size, generator=generator)).to(torch.int8) for size in sizes]
+        for sizes in ([shape[:2] for shape in shapes], [shape[:0:-1] for shape in shapes])
+    )
+    return all(
+        torch.equal(
+            byte_product(a, b, torch.empty(len(a), len(b), dtype=torch.int32)).double(),
+            a.double() @ b.double().T,
+        )
+        for a, b in zip(left, right)
+    )
+
+
+def byte_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """left [n, terms] @ right [m, terms].T of int8, exactly, into int32 [n, m]."""
+    return torch._int_mm(left, right.T, out=out)
+
+
+class Bytes(NamedTuple):
+    """Rows [n, terms], mixed, as scales [n] times whole numbers [n, terms] (int8).
+
+    left [n]: the length of what is not in them, or a little more.
+    """
+
+    numbers: torch.Tensor
+    scales: torch.Tensor
+    left: torch.Tensor
+
+
+def in_bytes(rows: torch.Tensor) -> Bytes:
+    """float32 rows [n, terms] as bytes. Products of two that were mixed are those of the rows.
+
+    A few large numbers in a row would leave little of 127 steps to the others: so neighbours are
+    mixed by a rotation (as QuaRot does, arXiv 2404.00456).
+    """
+    mixing = hadamard(math.gcd(rows.shape[1], MIXED))
+    found = Bytes(
+        torch.empty(rows.shape, dtype=torch.int8), *(torch.empty(len(rows)) for _ in range(2))
+    )
+    # What the rotation's own rounding, of each of its sums, can miss of a row.
+    missed_by = rounding(len(mixing)) * math.sqrt(len(mixing))
+    for part, numbers, scales, left in zip(*(t.split(1024) for t in (rows, *found))):
+        mixed = (part.unflatten(1, (-1, len(mixing))) @ mixing).flatten(1)
+        most = mixed.abs().amax(1)
+        scales.copy_(torch.where(most > FAINT, most / 127, 0))
+        steps = (mixed * torch.where(most > FAINT, 127 / most, 0)[:, None]).round_()
+        numbers.copy_(steps)
+        rest, whole = (  # in float64, where no square is too small
+            some.norm(dim=1, dtype=torch.float64)
+            for some in (mixed - steps * scales[:, None], part)
+        )
+        left.copy_(1.001 * (rest + missed_by * whole))
+    return found
+
+
+def hadamard(size: int) -> torch.Tensor:
+    """Sylvester's rotation of `size` numbers, a power of two: each goes to all, with equal weight."""
+    found = torch.ones(1, 1)
+    while len(found) < size:
+        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
+    return found / math.sqrt(size)

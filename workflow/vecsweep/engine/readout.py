@@ -66,6 +66,11 @@ class Readout:
         fused.lengths_of(self.weight.numpy(), found.numpy())
         return 1.0001 * found  # as much as their own rounding, and more
 
+    @cached_property
+    def in_bytes(self) -> products.Bytes:
+        """The weight in bytes: a quarter of its memory."""
+        return products.in_bytes(self.weight)
+
     def normed(self, states: torch.Tensor) -> torch.Tensor:
         """The final norm of residual-stream states [n, d_model], in float32."""
         x = states.float()
