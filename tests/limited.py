@@ -15,6 +15,7 @@ from vecsweep import Problem
 from vecsweep.engine import decoding, edits, forward, jacobian, load
 from vecsweep.engine.batches import keep_memory
 from vecsweep.engine.edits import Edit
+from vecsweep.engine.products import fast_bytes
 from vecsweep.engine.readout import Readout
 
 MB = 2**20
@@ -134,13 +135,19 @@ def test_a_shared_beginning_that_does_not_fit_is_said(case, tmp_path):
     )
 
 
-@pytest.mark.parametrize("low, count, room", [(True, 20_000, 20), (False, 60_000, 20)])
-def test_decoding_is_halved(low, count, room, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: low)  # whatever this processor is
+@pytest.mark.parametrize(
+    "kind, count, room", [("bfloat16", 6000, 20), ("float32", 60_000, 20), ("bytes", 40_000, 30)]
+)
+def test_decoding_is_halved(kind, count, room, tmp_path, monkeypatch):
+    # Whatever this processor is, but for bytes.
+    monkeypatch.setattr(decoding, "fast_bytes", lambda: kind == "bytes" and fast_bytes())
+    monkeypatch.setattr(decoding, "fast_bfloat16", lambda: kind != "float32")
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5000, 32, generator=generator)
     readout = Readout("rms", 1e-6, torch.ones(32), None, weight, None)
     drawn = torch.randn(count, 32, generator=generator)
+    if kind == "bytes":  # is for states that are alike
+        drawn = 1 + 0.03 * drawn
     targets = [torch.arange(count)[:, None] % 5000]
     decoding.decode(readout, drawn[:80], [targets[0][:80]], 3)  # compiles
 

@@ -27,8 +27,12 @@ PASS = 30  # tokens that take as long as to read the weights once more, measured
 # So many tokens whose keys and values a pass holds count as one that runs. With 8, passes of few
 # tokens after many are up to a tenth faster, and the keys and values take three times as much.
 CACHED = 2
-# How torch, on CPUs, and the libraries behind it say that there is no memory left.
-SAID = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
+# How torch, on CPUs, and the libraries behind it say that there is no memory left; the last is oneDNN,
+# with no room for the code that it writes.
+SAID = (
+    *("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory"),
+    "could not create a primitive",
+)
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 
 

@@ -42,6 +42,7 @@ FEWEST, SMALLEST = 64, 4096
 # bfloat16, then float32. It is tried on some of them.
 DOUBT = {"bytes": 0.01, "bfloat16": 0.03}
 TRIED = 256
+GIVES = {"bytes": torch.int32, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Of wider states bytes leave more in doubt, and the weight takes long to be in bytes.
 WIDEST = 2048
 # Tokens a state whose logits are known exactly: most of the probability, mostly.
@@ -406,10 +407,7 @@ class Pass:
         cap = np.float32(self.readout.cap or 0)
         scales = self.readout.in_bytes.scales if "bytes" in kinds else torch.zeros(len(weight))
         # To ask for memory anew for each product takes a twentieth of the time.
-        rooms = [
-            torch.empty(ROWS * CHUNK, dtype=kind)
-            for kind in (torch.float32, torch.bfloat16, torch.int32)
-        ]
+        rooms = {kind: torch.empty(ROWS * CHUNK, dtype=GIVES[kind]) for kind in {"float32", *kinds}}
         for chunk in chunks:
             start = self.starts[chunk]
             cut = slice(start, start + CHUNK)
@@ -421,7 +419,9 @@ class Pass:
                 rounded = part.bfloat16().T
             for place, block, own in zip(self.places, self.blocks, own_tops):
                 shape = place.stop - place.start, len(part)
-                high, low, counts = (room[: math.prod(shape)].view(shape) for room in rooms)
+                high, quick = (
+                    rooms[kind][: math.prod(shape)].view(shape) for kind in ("float32", block.kind)
+                )
                 bits, sums = no_bits, no_sums
                 if block.kind == "float32":
                     product(self.states[place], part.T, out=high)
@@ -430,10 +430,10 @@ class Pass:
                     shared = product(part, block.directions.T)
                     torch.mm(block.coefficients, shared.T, out=high)
                 if block.kind == "bytes":
-                    sums = byte_product(block.rest, part_in_bytes, out=counts).numpy()
+                    sums = byte_product(block.rest, part_in_bytes, out=quick).numpy()
                 elif block.kind == "bfloat16":
-                    torch.mm(block.rest, rounded, out=low)
-                    bits = low.view(torch.uint16).numpy()
+                    torch.mm(block.rest, rounded, out=quick)
+                    bits = quick.view(torch.uint16).numpy()
                 if self.readout.bias is not None:
                     high += self.readout.bias[cut]
                 fused.pass_over(
