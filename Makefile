@@ -55,7 +55,7 @@ scale: $(VENV)/ready
 	vecsweep scale $(or $(TMPDIR),/tmp)/vecsweep-scale
 
 clean:
-	rm -rf results/*/ results/*.duckdb results/*.html logs .snakemake
+	rm -rf results/*/ results/*.duckdb results/*.html results/groups.json results/.[!.]* logs .snakemake
 
 $(VENV)/ready: envs/requirements.lock envs/models.lock pyproject.toml
 	@echo "Setting up $(VENV): a minute, once"

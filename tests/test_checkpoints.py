@@ -164,9 +164,9 @@ def test_a_revision_more_runs_its_own_jobs(swept):
         planted.tokenizer().save_pretrained(more)
     sweep = Sweep(configured(swept.folder, [64, *STEPS]), swept.sweep.results)
     assert sweep.models[-1] == "tiny@step64" and sweep.waiting_models() == ["tiny@step64"]
-    assert {cell.model for _, cell in sweep._outdated} == {"tiny@step64", ""}  # and the summary
+    assert {cell.model for _, cell in sweep.outdated} == {"tiny@step64", ""}  # and the summary
     fewer = Sweep(configured(swept.folder, STEPS[:2]), swept.sweep.results)
-    assert {cell.model for _, cell in fewer._outdated} == {""}
+    assert {cell.model for _, cell in fewer.outdated} == {""}
     assert cell_of("tiny@step8/towns.parquet", ["{model}/{task}.parquet"]) == (
         "tiny@step8",
         "towns",

@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -38,10 +39,19 @@ def test_full_disk(tmp_path, kind):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
-    # What a killed process left goes with the next result.
-    (tmp_path / f".{path.name}.123.tmp").write_text("half")
+    # What a killed process left goes with the next result, what another one writes just now does not.
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    host = socket.gethostname()
+    left = [
+        tmp_path / f".{path.name}.{writer}.tmp" for writer in (f"{killed.pid}@{host}", "7@else")
+    ]
+    written = [tmp_path / f".{path.name}.{writer}.tmp" for writer in (f"1@{host}", "8@else")]
+    for some in left + written:
+        some.write_text("half")
+    os.utime(left[1], (0, 0))
     WRITERS[kind](path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert {*tmp_path.iterdir()} == {path, *written}
 
 
 def batches_of(tensors, seed=0):

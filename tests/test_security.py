@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 from importlib import metadata
 from types import SimpleNamespace
@@ -182,7 +183,8 @@ def test_an_index_that_names_files_elsewhere_is_refused(tmp_path):
 def test_a_link_in_the_place_of_a_result_is_replaced_not_followed(tmp_path):
     outside = tmp_path / "outside.json"
     outside.write_text("mine")
-    for name in ("result.json", ".result.json.1.tmp"):  # the result, and one that a killed job left
+    own = f".result.json.{os.getpid()}@{socket.gethostname()}.tmp"  # left by a job of this number
+    for name in ("result.json", own):
         (tmp_path / name).symlink_to(outside)
     files.write_json({"a": 1}, tmp_path / "result.json")
     assert outside.read_text() == "mine" and not (tmp_path / "result.json").is_symlink()

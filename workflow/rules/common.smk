@@ -1,6 +1,8 @@
 import atexit
+import itertools
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from vecsweep.engine import folders
 from vecsweep.figures import wanted
 from vecsweep.files import PACKAGE, read_json, write_json
 from vecsweep.layout import ENDS, FIGURES, PAGE, PRIORITIES, ROWS, SUMMARY, Cell
-from vecsweep.sweep import Sweep, note, one_of, restore
+from vecsweep.sweep import Sweep, locks, note, one_of, restore
 from vecsweep.tasks import chat
 from vecsweep.resources import Requests, read_site
 
@@ -63,6 +65,7 @@ try:
     REQUESTS = Requests(config["models"], SITE)
     if ON_CLUSTER and workflow.is_main_process:
         REQUESTS.check_spread()
+    SMALL_GPUS = REQUESTS.small_gpus() if workflow.is_main_process else []
 except Problem as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -77,7 +80,7 @@ VECSWEEP = (
 
 if workflow.is_main_process:
     slurm.mend()
-    for line in REQUESTS.small_gpus():
+    for line in SMALL_GPUS:
         logger.warning(line)
 
 
@@ -134,14 +137,20 @@ else:
     GROUPS = SWEEP.groups(CORES, REQUESTS.together if ON_CLUSTER else None)
 vecsweep.sweep.GROUPS.update(GROUPS)  # what shows the run's progress counts by them
 
-# Few jobs take more threads each. On a cluster, and inside its jobs, one: the site says how many cores.
-THREADS = {} if ON_CLUSTER or not workflow.is_main_process else SWEEP.threads(CORES, GROUPS)
+# Few jobs take more threads each.
+ALONE = not ON_CLUSTER and workflow.is_main_process
+THREADS = SWEEP.threads(CORES, GROUPS) if ALONE else {}
+
+
+def threads(stage, model):
+    """Threads of a job; on a cluster, and inside its jobs, what the site says."""
+    return THREADS.get(stage.name, 1) if ALONE else REQUESTS.threads(stage, model)
 
 
 def alone(stage):
     """A constraint on a stage's model: its cells that are in no group have a job each."""
     grouped = [
-        f"{model}/(?:{one_of(task for group in by_stage[stage.name] for task in group)})"
+        f"{re.escape(model)}/(?:{one_of(task for group in by_stage[stage.name] for task in group)})"
         for model, by_stage in GROUPS.items()
         if by_stage.get(stage.name)
     ]
@@ -161,19 +170,24 @@ if workflow.is_main_process:
         SWEEP.settings_file(FIGURES, Cell(name)): settings
         for name, settings in FIGURE_SETTINGS.items()
     }
+    SETTINGS = SWEEP.all_settings() | figures | ({str(NOTED): GROUPS} if IN_MODULE else {})
+    LOCKS = Path(".snakemake/locks").absolute()
     try:
-        BEFORE = note(SWEEP.all_settings() | figures | ({str(NOTED): GROUPS} if IN_MODULE else {}))
+        HELD, BEFORE = locks(LOCKS), note(SETTINGS)
     except Problem as problem:
         raise WorkflowError(str(problem)) from None
 
     def undo():
-        # A module's `onstart` is not called.
-        if not (IN_MODULE and workflow.scheduler and not workflow.dryrun):
+        # Not under a run that began meanwhile, which may count on these. A module's `onstart` is not
+        # called.
+        if locks(LOCKS) <= HELD and not (IN_MODULE and workflow.scheduler and not workflow.dryrun):
             restore(BEFORE)
 
     atexit.register(undo)
 
 
 onstart:
+    # Again: a dry run that ended just now has undone its own.
+    note(SETTINGS)
     BEFORE.clear()
     write_json(GROUPS, NOTED)

@@ -44,7 +44,7 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
         localrule: local
         conda:
             f"../../envs/{stage.environment}.yaml"
-        threads: THREADS.get(stage.name, 1)
+        threads: lambda wildcards, stage=stage: threads(stage, wildcards.model)
         resources:
             **REQUESTS.of(stage),
         params:
@@ -53,6 +53,20 @@ for stage, name, local, constraint in [(s, *variant) for s in ROWS for variant i
             said(stage, *words)
         shell:
             f"{VECSWEEP} {{params.command}} > {{log}} 2>&1"
+
+
+NAMES = set()
+
+
+def named(rule):
+    """A rule's name, with a number behind it where another one has it: past-tense and past_tense."""
+    found = next(
+        name
+        for name in itertools.chain([rule], (f"{rule}_{i}" for i in itertools.count(2)))
+        if name not in NAMES
+    )
+    NAMES.add(found)
+    return found
 
 
 FIRST = 1 + max(PRIORITIES.values())
@@ -67,7 +81,7 @@ for model, by_stage in GROUPS.items():
 
                 rule:
                     name:
-                        "_".join(parts).replace("-", "_")
+                        named("_".join(parts).replace("-", "_"))
                     input:
                         reads(stage, cells),
                     output:
@@ -80,7 +94,7 @@ for model, by_stage in GROUPS.items():
                     priority: FIRST if len(members) == 1 else PRIORITIES[stage.name]
                     conda:
                         f"../../envs/{stage.environment}.yaml"
-                    threads: THREADS.get(stage.name, 1)
+                    threads: threads(stage, model)
                     resources:
                         **REQUESTS.of(stage, model, len(members)),
                     params:

@@ -10,9 +10,11 @@ import errno
 import json
 import os
 import platform
+import socket
 import stat
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -40,11 +42,12 @@ def replacing(path):
     private.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):  # by one that was killed
-            left.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+            if is_left(left, left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")):
+                left.unlink(missing_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
@@ -62,6 +65,24 @@ def replacing(path):
     finally:
         if os.path.lexists(temporary):  # in a folder that is locked nothing is
             temporary.unlink()
+
+
+def is_left(temporary: Path, writer: str) -> bool:
+    """Whether a temporary file of a `writer`, PID@HOST, was left by one that was killed.
+
+    What a process of another machine has not written to for a minute: only settings are ever
+    written by two at once, and in an instant.
+    """
+    number, _, host = writer.partition("@")
+    try:
+        if host == socket.gethostname() and number.isdecimal():
+            os.kill(int(number), 0)
+            return int(number) == os.getpid()  # an earlier process had this number
+        return time.time() - temporary.lstat().st_mtime > 60
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's, or gone
+        return False
 
 
 def settle(path: Path, mode: int) -> None:

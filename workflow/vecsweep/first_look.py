@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vecsweep import Problem, tables
+from vecsweep.sweep import block_files
 from vecsweep.terminal import ANSWER, ARGUMENT
 
 LENS = ("model", "task", "prompt_set", "prompt_id", "layer", "site", "argument_rank", "answer_rank")
@@ -35,7 +36,7 @@ def first_look(stages: Path) -> list:
     from rich.text import Text
 
     results, cell = stages.parents[2], f"{stages.parent.name}/{stages.stem}"
-    blocks = sorted((results / "lens" / cell).glob("*.parquet"))
+    blocks = block_files(results, "lens", stages.parent.name, stages.stem)
     try:
         lens = pa.concat_tables([tables.read("lens", path, [*LENS]) for path in blocks])
         right = tables.read("stages", stages, [*STAGE])

@@ -51,7 +51,10 @@ def check_names(connection, paths: list[str], task: str | None, layer: str | Non
     )
     for path, *found in connection.execute(query, [paths]).fetchall():
         *above, last = Path(path).with_suffix("").parts
-        block = [int(number) for number in last.split("-")] if is_block(last) else None
+        # A task may be named like a block, as 2020-21: the stage's folder tells them apart.
+        stage = STAGES.get(above[-3]) if len(above) > 2 else None
+        cut = stage is not None and "layers" in stage.parts and is_block(last)
+        block = [int(number) for number in last.split("-")] if cut else None
         named = (above + [last] * (block is None))[-2 if task else -1 :]
         if task is None:  # models/MODEL/vocabulary.parquet
             named = [above[-1]]

@@ -161,7 +161,8 @@ class Run:
 
         A cell weighs what its stage asks for by a model's size: minutes a GB.
         """
-        weights = {s: line.total * max(1, STAGES[s].minutes[1]) for s, line in self.lines.items()}
+        asked = {name: stage.minutes[1] for name, stage in STAGES.items()}
+        weights = {s: line.total * max(1, asked.get(s, 0)) for s, line in self.lines.items()}
         done = sum(weights[stage] * fractions[stage] for stage in weights)
         share = done / sum(weights.values())
         return (time.time() - self.start) * (1 - share) / share if share > 0.03 else None
@@ -271,9 +272,12 @@ class Display:
 
 
 def stage_of(rule: str) -> str:
-    """The stage of a rule: groups of tasks, and figures, have rules that begin with its name."""
-    name = rule.split("_")[0]
-    return "figures" if name == "figure" else name
+    """The stage of a rule: groups of tasks, and figures, have rules that begin with its name.
+
+    In a module of another workflow behind a prefix, as vecsweep_; a rule of that workflow is its own.
+    """
+    words = ["figures" if word == "figure" else word for word in rule.split("_")]
+    return next((word for word in words if word in STAGES), words[0])
 
 
 def place(stage: str) -> int:
@@ -287,7 +291,7 @@ def group_sizes(groups: dict) -> list[tuple[re.Pattern, int]]:
         for stage, jobs in by_stage.items():
             for tasks in jobs:
                 name = re.escape("_".join([stage, model, tasks[0]]).replace("-", "_"))
-                found.append((re.compile(rf"{name}(_\d+_\d+)?"), len(tasks)))
+                found.append((re.compile(rf"(.+_)?{name}(_\d+_\d+)?(_\d+)?"), len(tasks)))
     return found
 
 

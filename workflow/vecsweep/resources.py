@@ -84,6 +84,11 @@ class Requests:
         """The site's names and sizes for a model: its own nodes, where the site file gives it some."""
         return self.site | self.site["models"].get(model, {})
 
+    def cores(self, model: str | None) -> int:
+        """CPU cores for each process of a model on a site without GPUs; 0 where it runs on GPUs."""
+        site = self.at(model)
+        return 0 if site["gpus_per_node"] else site["cpus_per_gpu"] or 1
+
     @functools.cache  # noqa: B019 - one object a run
     def weights_gb(self, model: str) -> float:
         """Size of a model's weights, from its sizes where `vecsweep plan` knows them.
@@ -91,7 +96,10 @@ class Requests:
         Else 12 d² parameters a layer, at d = 128 layers: near for Llama, five times GPT-2's.
         """
         settings = self.models[model]
-        known = plan.architecture(model, settings) or {}
+        try:
+            known = plan.architecture(model, settings) or {}
+        except Problem:  # what is finished needs no config.json; what is not says so by itself
+            known = {}
         parameters = known.get("parameters") or 12 * 128**2 * settings["layers"] ** 3
         return parameters * plan.BYTES[settings["dtype"]] / 1e9
 
@@ -100,7 +108,10 @@ class Requests:
         """MB for each node of a job that runs the model, by `vecsweep plan`; None if it cannot say."""
         settings = self.models[model]
         each = self.at(model)["gpus_per_node"] or settings["shards"]
-        return plan.resources(model, settings, gpus_per_node=each).get("mem_mb")
+        try:
+            return plan.resources(model, settings, gpus_per_node=each).get("mem_mb")
+        except Problem:
+            return None
 
     def check_spread(self) -> None:
         """Problem at a model whose shards its nodes cannot share evenly: of a cluster alone."""
@@ -133,7 +144,12 @@ class Requests:
     def together(self, stage: Stage, model: str) -> int:
         """How many tasks one job of a cluster takes, by `vecsweep plan`'s share of loading."""
         settings = self.models[model]
-        return plan.together(self.weights_gb(model) * 1e9, settings, stage)
+        weights, cores = self.weights_gb(model) * 1e9, self.cores(model)
+        return plan.together(weights, settings, stage, cores=cores)
+
+    def threads(self, stage: Stage, model: str) -> int:
+        """Threads of a cluster's job: one beside GPUs, else all cores of a process."""
+        return max(1, self.cores(model)) if stage.runs_model else 1
 
     def of(self, stage: Stage, model: str | None = None, tasks: int = 1) -> dict:
         """The `resources:` of a stage's rule; `model` where it is no wildcard, and its `tasks`.
@@ -163,7 +179,13 @@ class Requests:
 
         def minutes(name, attempt, site, shards, nodes):
             each = linear(stage.minutes, self.weights_gb(name) if name else 0)
-            return min(attempt * (tasks if stage.long else 1) * each, 60 * site["max_hours"])
+            cores = self.cores(name) if on_gpu else 0
+            if cores:  # a GPU's minutes and a CPU's hours are the same work
+                parameters = self.weights_gb(name) * 1e9 / plan.BYTES[self.models[name]["dtype"]]
+                took = plan.compute_seconds(parameters, plan.prompts_of(stage), shards, cores)
+                each += math.ceil(3 * took / 60)
+            most = 60 * site["max_hours"]
+            return min(attempt * (tasks if stage.long or cores else 1) * each, most)
 
         def named(key):
             return by(lambda name, attempt, site, shards, nodes: site[key])
@@ -192,8 +214,10 @@ class Requests:
                 "gpu_jobs": 1,
                 "gpus": of_gpus(lambda site, shards, nodes: shards),
                 "gres": of_gpus(gres),
-                "cpus_per_task": of_gpus(
-                    lambda site, shards, nodes: site["cpus_per_gpu"] * shards // nodes
+                "cpus_per_task": by(
+                    lambda name, attempt, site, shards, nodes: (
+                        (self.cores(name) or site["cpus_per_gpu"]) * shards // nodes
+                    )
                 ),
                 # One task a node; with `mpi` Slurm starts the shell once and vecsweep calls srun.
                 "nodes": of_gpus(lambda site, shards, nodes: nodes),

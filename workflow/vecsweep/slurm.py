@@ -237,13 +237,14 @@ def largest(partition: str, gres: str) -> dict[str, int]:
     """
     where = ["-p", partition] if partition else []
     kind = gres.rpartition(":")[0] if gres else ""
-    most = {"mem_mb": 0, "runtime": 0}
+    sizes, limits = [0], [0]
     for line in said("sinfo", "-h", "-o", "%P|%m|%l|%G", *where).splitlines():
         name, memory, limit, has = line.split("|", 3)
         if (partition or name.endswith("*")) and kind in has:
-            most["mem_mb"] = max(most["mem_mb"], int(re.match(r"\d*", memory).group() or 0))
-            most["runtime"] = max(most["runtime"], minutes(limit))
-    return most
+            sizes.append(int(re.match(r"\d*", memory).group() or 0))
+            limits.append(minutes(limit))
+    # Of several partitions one without a limit takes any.
+    return {"mem_mb": max(sizes), "runtime": 0 if 0 in limits[1:] else max(limits)}
 
 
 def minutes(limit: str) -> int:

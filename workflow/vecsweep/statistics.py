@@ -21,22 +21,23 @@ ENOUGH = 20  # prompts below which no yes or no is said
 # The same in SQL, for the views of the database.
 MACROS = f"""
 CREATE MACRO wilson_low(p, n) AS
-    greatest(0, (p + 1.9208 / n - 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n)))
-                / (1 + 3.8416 / n));
-CREATE MACRO wilson_high(p, n) AS
-    least(1, (p + 1.9208 / n + 1.96 * sqrt(p * (1 - p) / n + 0.9604 / (n * n)))
-             / (1 + 3.8416 / n));
+    p * p / (p + 1.9208 / n + 1.96 * sqrt(greatest(p * (1 - p), 0) / n + 0.9604 / (n * n)));
+CREATE MACRO wilson_high(p, n) AS 1 - wilson_low(1 - p, n);
 CREATE MACRO too_few(n) AS n < {FEW};
 CREATE MACRO enough(n) AS n >= {ENOUGH};
 """
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
-    """(low, high): Wilson's score interval of a share of `count`."""
-    middle = share + 1.9208 / count
+    """(low, high): Wilson's score interval of a share of `count`.
+
+    Both ends solve one equation, and the product of its solutions is known: so 0 is 0 to the last
+    bit, and no crumb above it that would pass for an effect.
+    """
     half = 1.96 * math.sqrt(max(share * (1 - share), 0) / count + 0.9604 / count**2)
-    low, high = (middle - half) / (1 + 3.8416 / count), (middle + half) / (1 + 3.8416 / count)
-    return max(0.0, low), min(1.0, high)
+    rest = 1 - share
+    low, over = (x**2 / (x + 1.9208 / count + half) for x in (share, rest))
+    return low, 1 - over
 
 
 def share_of(values) -> tuple[float, float, float]:
@@ -96,11 +97,18 @@ def chance_among(accepted: int, others: int) -> float:
 
 
 def share_band(parts, wholes, resamples: int, seed: int = SEED) -> tuple[float, float, float]:
-    """(share, low, high): the mean of parts over that of wholes, both [n], paired."""
+    """(share, low, high): the mean of parts over that of wholes, both [n], paired.
+
+    nan where the wholes' mean is not surely above 0: of nothing there are no shares.
+    """
+    if band(wholes, resamples, seed)[1] <= 0:
+        return math.nan, math.nan, math.nan
     both = np.stack([np.array(parts, float), np.array(wholes, float)], 1)
-    drawn = resampled_means(both, resamples, seed)
     part, whole = both.mean(0)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], BAND)
+    drawn, of = resampled_means(both, resamples, seed).T
+    # Of a resample without an effect the share has no bound, on the part's side.
+    endless = np.where(drawn > 0, np.inf, -np.inf)
+    low, high = np.quantile(np.divide(drawn, of, out=endless, where=of > 0), BAND)
     return float(part / whole), float(low), float(high)
 
 

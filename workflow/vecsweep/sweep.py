@@ -6,8 +6,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from vecsweep import Problem, nearest, tasks
 from vecsweep.files import PACKAGE, read_json, write_json
@@ -21,6 +23,7 @@ from vecsweep.layout import (
     Cell,
     Input,
     Stage,
+    other_domains,
     other_models,
     rivals,
 )
@@ -141,7 +144,7 @@ class Sweep:
         found = self._needed(stage, cell)
         for option, what in stage.inputs.items():
             if what.optional and self.config["models"][cell.model][what.optional]:
-                if (stage.name, cell) in self._outdated:
+                if (stage.name, cell) in self.outdated:
                     found[option] = self._results(what, cell)
         return found
 
@@ -217,6 +220,8 @@ class Sweep:
             return cell.task in self.listed(key)
         if key == "interventions.rivals":
             return rivals(self, cell.task)
+        if key == "tasks.elsewhere":
+            return other_domains(self, cell.task)
         if key == "tuned.tasks":
             return self.listed(key)
         if key == "prompts.common":  # the models, so that one more runs the prompts again
@@ -259,7 +264,7 @@ class Sweep:
         return words
 
     @cached_property
-    def _outdated(self) -> set[tuple[str, Cell]]:
+    def outdated(self) -> set[tuple[str, Cell]]:
         """(stage, cell) of every result that is missing, older than what it is made of, or about to be.
 
         As Snakemake will see it, or more: it compares small files by content too. States that were
@@ -307,19 +312,20 @@ class Sweep:
             if not all(map(os.path.exists, self.outputs(stage, cell).values()))
         }
         for reader in ROWS:
-            if any(what.stage == stage.name for what in reader.inputs.values()):
-                for cell in self.cells(reader):
-                    if (state := (stage.name, cell._replace(layers=""))) in found:
-                        found[state].append((reader.name, cell))
+            for what in reader.inputs.values():
+                for cell in self.cells(reader) if what.stage == stage.name else []:
+                    for source in self.sources(what, cell):
+                        if (state := (stage.name, source)) in found:
+                            found[state].append((reader.name, cell))
         return found
 
     def let_go(self) -> set[tuple[str, Cell]]:
         """(stage, cell) of results that are gone since all that reads them is made."""
-        return {state for state in self._readers_of_gone() if state not in self._outdated}
+        return {state for state in self._readers_of_gone() if state not in self.outdated}
 
     def waiting_models(self) -> list[str]:
         """The models that stage `models` is to bring here, or to bring anew."""
-        return [name for name in self.models if ("models", Cell(name)) in self._outdated]
+        return [name for name in self.models if ("models", Cell(name)) in self.outdated]
 
     def groups(self, cores: int, fits: Callable[[Stage, str], int] | None = None) -> Groups:
         """Model -> stage -> lists of tasks that one job takes together, by `tasks_per_job`.
@@ -330,7 +336,7 @@ class Sweep:
         the first model's first task goes ahead alone, as a list of one, through the stages behind a
         first look.
         """
-        outdated = {(stage, cell.model, cell.task) for stage, cell in self._outdated}
+        outdated = {(stage, cell.model, cell.task) for stage, cell in self.outdated}
         found: Groups = {model: {} for model in self.models}
         for stage in ROWS:
             if "task" not in stage.parts:
@@ -360,7 +366,7 @@ class Sweep:
 
         Only of stages that multiply matrices, and up to MOST_THREADS.
         """
-        cells = Counter(name for name, _ in self._outdated)
+        cells = Counter(name for name, _ in self.outdated)
         found = {}
         for stage in ROWS:
             jobs = cells[stage.name]
@@ -383,7 +389,7 @@ class Sweep:
         `figures` are the settings of all, by name. A start takes as long as drawing one or two:
         six or more share it.
         """
-        new = (SUMMARY.name, Cell()) in self._outdated
+        new = (SUMMARY.name, Cell()) in self.outdated
         database = self.outputs(SUMMARY, Cell())["database"]
         late = []
         for name, settings in figures.items():
@@ -411,29 +417,49 @@ def blocks(layers: int, size: int) -> list[str]:
     return [f"{first}-{min(first + size, layers) - 1}" for first in range(0, layers, size)]
 
 
-def note(files: dict[str, dict]) -> dict[str, tuple[bytes, int] | None]:
+class Noted(NamedTuple):
+    """A settings file as it was before `note` wrote it, None if it was not, and the new one's inode."""
+
+    before: tuple[bytes, int] | None
+    inode: int
+
+
+def note(files: dict[str, dict]) -> dict[Path, Noted]:
     """Write settings files, as JSON with keys in order; those that say the same are left alone.
 
     They are inputs of the jobs: a job runs again when its own settings changed. Gives what was
     there before in each file that is written, and its time, for `restore`.
     """
-    before: dict[str, tuple[bytes, int] | None] = {}
+    found: dict[Path, Noted] = {}
     for path, settings in files.items():
         if read_note(path) != settings:
-            old = Path(path).absolute()  # Snakemake leaves its folder before it ends
-            before[str(old)] = (old.read_bytes(), old.stat().st_mtime_ns) if old.exists() else None
+            file = Path(path).absolute()  # Snakemake leaves its folder before it ends
+            before = (file.read_bytes(), file.stat().st_mtime_ns) if file.exists() else None
             write_json(dict(sorted(settings.items())), path)
-    return before
+            found[file] = Noted(before, file.stat().st_ino)
+    return found
 
 
-def restore(before: dict[str, tuple[bytes, int] | None]) -> None:
-    """Undo what `note` wrote: a dry run leaves no trace."""
-    for path, content in before.items():
-        if content is None:
-            Path(path).unlink(missing_ok=True)
-        else:
-            Path(path).write_bytes(content[0])
-            os.utime(path, ns=(content[1], content[1]))
+def locks(folder: Path) -> set[tuple[str, int]]:
+    """The locks that runs hold in Snakemake's folder of them, each with its time."""
+    found = set()
+    for path in folder.glob("*.lock"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def restore(noted: dict[Path, Noted]) -> None:
+    """Undo what `note` wrote, but where another has written since: a dry run leaves no trace."""
+    for path, (before, inode) in noted.items():
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino != inode:
+                continue
+            if before is None:
+                path.unlink()
+            else:
+                path.write_bytes(before[0])
+                os.utime(path, ns=(before[1], before[1]))
 
 
 def read_note(path: str | Path) -> dict | None:
@@ -451,6 +477,18 @@ def older(outputs: list[str], inputs: list[str]) -> bool:
     except OSError:
         return True
     return any(os.path.exists(path) and os.stat(path).st_mtime > oldest for path in inputs)
+
+
+def block_files(results: Path, stage: str, model: str, task: str) -> list[Path]:
+    """The files of a cell in blocks of layers, in order, as the last sweep cut it.
+
+    Those of another cut lie beside them until `prune`, and may be of an older sweep.
+    """
+    folder = results / stage / model / task
+    noted = read_note(results / "settings" / f"{SUMMARY.name}.json") or {}
+    cut = noted.get("grid", {}).get(model)
+    paths = [folder / f"{block}.parquet" for block in blocks(*cut)] if cut else []
+    return [path for path in paths if path.exists()] or sorted(folder.glob("*.parquet"))
 
 
 def one_of(names) -> str:

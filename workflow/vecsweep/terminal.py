@@ -1,8 +1,11 @@
 """What the terminal shows: colours, bars, times, the end of a job's log, names that are not there."""
 
+import argparse
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vecsweep import Problem
 
@@ -10,6 +13,19 @@ from vecsweep import Problem
 ARGUMENT, ANSWER, APPLIED = "#D55E00", "#0173B2", "#029E73"
 PIPE_WIDTH = 120  # of what is written into a file or a pipe
 BAR_WIDTH = 24
+
+
+def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
+    """A type of options for argparse: a number from `least` on."""
+
+    def number(text):
+        found = kind(text)
+        if not found >= least:
+            raise argparse.ArgumentTypeError(f"{text} is no number from {least} on")
+        return found
+
+    number.__name__ = kind.__name__  # as argparse says it where the text is none
+    return number
 
 
 def console(**options):

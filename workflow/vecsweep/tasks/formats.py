@@ -268,6 +268,11 @@ def _checked(rows, path):
                 f"{path}, row {number}: an empty argument or answer; fill it in, or remove it"
             )
         words = (row["argument"], *row["answers"])
+        if barred := next((word for word in words if "|" in word), None):
+            raise Problem(
+                f"{path}, row {number}: '{barred}' has a |, which stands between answers in all tables; "
+                "write it without"
+            )
         if spoilt := next((word for word in words if SPOILT.search(word)), None):
             raise Problem(
                 f"{path}, row {number}: {spoilt!r} has characters that are no text; save the file as "

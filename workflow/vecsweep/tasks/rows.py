@@ -143,6 +143,12 @@ def _argument_end(row: dict, common: int) -> int:
     """
     text, argument = row["text"], row["argument"]
     starts = [i for i in range(len(text)) if text.startswith(argument, i)]
+    if not starts:
+        raise Problem(
+            f"task '{row['task']}': the prompt \"{text}\" does not hold its argument '{argument}', at "
+            "whose last token this stage looks; write {argument} in every template, or leave the "
+            "task out of patching > tasks and relational > tasks"
+        )
     ends = [start + len(argument) for start in starts]
     return next((end for end in ends if len(text) - end <= common), ends[-1])
 

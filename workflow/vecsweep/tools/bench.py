@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from vecsweep import Problem
+from vecsweep.terminal import at_least
 
 BATCHES = (8, 32, 96)
 # Rounding moves a rank among thousands of close logits a little: at most by this share, or 1.
@@ -39,8 +40,12 @@ def arguments(parser):
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="of a sweep")
     parser.add_argument("--peers", type=Path, default=Path(".venv-bench"), help="[.venv-bench]")
-    parser.add_argument("--pairs", type=int, default=96, help="prompts of states and lens [96]")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts [5]")
+    parser.add_argument(
+        "--pairs", type=at_least(1), default=96, help="prompts of states and lens [96]"
+    )
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=5, help="rounds; the median counts [5]"
+    )
     parser.add_argument("--only", nargs="+", choices=ROWS, help="rows to measure; others stay")
     parser.add_argument("--readme", action="store_true", help="write the README's table, no more")
 

@@ -20,6 +20,7 @@ from vecsweep.figures import FIGURES as DRAWN
 from vecsweep.files import PACKAGE
 from vecsweep.layout import FIGURES, PAGE, SUMMARY, Cell
 from vecsweep.sweep import Sweep, note
+from vecsweep.terminal import at_least
 
 ROOT = PACKAGE.parent.parent
 HUB = {"source": "hub", "revision": "0" * 40, "dtype": "float32"}
@@ -30,15 +31,22 @@ def arguments(parser):
     parser.add_argument("folder", type=Path, help="a new folder")
     counts = {"models": 50, "tasks": 50, "layers": 48, "layers-per-job": 12}
     for name, default in counts.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
-    parser.add_argument("--tasks-per-job", default="auto", help="a number, or [auto], on a cluster")
+        parser.add_argument(f"--{name}", type=at_least(1), default=default, help=f"[{default}]")
+    parser.add_argument(
+        "--tasks-per-job", type=number, default="auto", help="a number, or [auto], on a cluster"
+    )
+
+
+def number(text: str):
+    """`auto`, or how many."""
+    return text if text == "auto" else at_least(1)(text)
 
 
 def made_up(args) -> dict:
     """A config of that size, and its tasks' files in the folder."""
     model = HUB | {"layers": args.layers, "layers_per_job": args.layers_per_job}
     size = args.tasks_per_job
-    model["tasks_per_job"] = size if size == "auto" else int(size)
+    model["tasks_per_job"] = size
     args.folder.mkdir(parents=True)
     grid: dict = {"models": {}, "tasks": {}}
     for number in range(args.models):

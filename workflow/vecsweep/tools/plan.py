@@ -13,6 +13,7 @@ from vecsweep.engine import folders
 from vecsweep.engine.families import family_of, module_at, size_in
 from vecsweep.files import PACKAGE, packaged
 from vecsweep.layout import STAGES, Stage
+from vecsweep.terminal import at_least
 
 ARCHITECTURES = PACKAGE / "engine" / "architectures.yaml"
 TASKS = PACKAGE / "tasks"
@@ -23,6 +24,7 @@ PROCESS_MB = 3000  # Python with torch, transformers and DeepSpeed
 PROMPT_TOKENS = 32  # a one-shot prompt; the paper's take 20 to 50
 TO_DEVICE = 20e9  # bytes a second from host memory to a device, for weights that stay there
 FLOPS = 80e12  # per device and second, at small batches: a quarter of what an A100 can do
+CORE_FLOPS = 50e9  # per CPU core and second in float32: half of what AVX-512 does
 SITES = 3  # resid_mid, ffn_out, resid_post
 MOST_NODES = 4
 LOADING = 0.2  # of a job that takes several tasks, at most
@@ -35,9 +37,13 @@ TASK_SECONDS = 5, 60  # a task takes at least: of a short stage, of a long one
 def arguments(parser):
     parser.add_argument("model", help="a name under `models` in the config")
     parser.add_argument("--configfile", type=Path, default=Path("config.yaml"))
-    parser.add_argument("--gpu-memory", type=float, default=80, help="GB of a device [80]")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="[8]")
-    parser.add_argument("--disk-speed", type=float, default=2, help="GB/s of all readers [2]")
+    parser.add_argument(
+        "--gpu-memory", type=at_least(1, float), default=80, help="GB of a device [80]"
+    )
+    parser.add_argument("--gpus-per-node", type=at_least(1), default=8, help="[8]")
+    parser.add_argument(
+        "--disk-speed", type=at_least(0.001, float), default=2, help="GB/s of all readers [2]"
+    )
 
 
 def run(args):
@@ -301,12 +307,23 @@ def report(args, settings: dict, facts: Facts, prompts: dict[str, int]) -> list[
     return lines
 
 
-def compute_seconds(parameters: float, prompts: int, shards: int) -> float:
-    """Seconds of forward passes: 2 operations a parameter and token, nothing shared."""
-    return 2 * parameters * PROMPT_TOKENS * prompts / (FLOPS * shards)
+def compute_seconds(parameters: float, prompts: int, shards: int, cores: int = 0) -> float:
+    """Seconds of forward passes: 2 operations a parameter and token, nothing shared.
+
+    By GPUs, or by so many CPU cores a shard.
+    """
+    rate = cores * CORE_FLOPS if cores else FLOPS
+    return 2 * parameters * PROMPT_TOKENS * prompts / (rate * shards)
 
 
-def together(weights: float, settings: dict, stage: Stage, disk_speed: float = 2) -> int:
+def prompts_of(stage: Stage) -> int:
+    """How many forward passes of a prompt a task takes in a stage: a rough number."""
+    return TASK_PROMPTS * (LONG_PASSES if stage.long else 1)
+
+
+def together(
+    weights: float, settings: dict, stage: Stage, disk_speed: float = 2, cores: int = 0
+) -> int:
     """Tasks of a job on a cluster with `tasks_per_job: auto`: so many that it loads for about a fifth.
 
     `weights` in bytes, `disk_speed` in GB/s. A start counts as loading. A rough number: a task has
@@ -315,9 +332,9 @@ def together(weights: float, settings: dict, stage: Stage, disk_speed: float = 2
     loading, computing = START, TASK_SECONDS[stage.long]
     if stage.runs_model:
         loading += weights / (disk_speed * 1e9)
-        passes = TASK_PROMPTS * (LONG_PASSES if stage.long else 1)
         parameters = weights / BYTES[settings["dtype"]]
-        computing = max(computing, compute_seconds(parameters, passes, settings["shards"]))
+        passes, shards = prompts_of(stage), settings["shards"]
+        computing = max(computing, compute_seconds(parameters, passes, shards, cores))
     return max(1, round(loading * (1 / LOADING - 1) / computing))
 
 

@@ -23,6 +23,7 @@ from vecsweep.files import write_json
 from vecsweep.layout import STAGES, SUMMARY, Cell
 from vecsweep.stages.stages import stages_of
 from vecsweep.sweep import Sweep
+from vecsweep.terminal import at_least
 
 
 class Size(NamedTuple):
@@ -221,10 +222,12 @@ def measured(arguments: list[str]) -> str:
 
 def arguments(parser):
     parser.add_argument("folder", type=Path, help="a new folder, with 10 GB of room")
-    parser.add_argument("--memory", type=int, default=8000, help="MB that the rule asks for [8000]")
+    parser.add_argument(
+        "--memory", type=at_least(1), default=8000, help="MB that the rule asks for [8000]"
+    )
     for name, default in Size._field_defaults.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, type=int, default=default, help=f"[{default}]")
+        parser.add_argument(flag, dest=name, type=at_least(1), default=default, help=f"[{default}]")
 
 
 def run(args):

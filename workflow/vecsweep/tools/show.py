@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vecsweep import Problem, terminal
 from vecsweep.files import read_table
+from vecsweep.sweep import block_files
 from vecsweep.terminal import ANSWER, APPLIED, ARGUMENT
 
 SITES = {
@@ -88,15 +89,17 @@ def clarity(prompt: dict, stage: dict) -> tuple:
 
 def lens_of(results: Path, cell: str, prompt_id: int) -> dict[tuple[int, str], dict]:
     """(layer, site) -> row of table `lens`, of one abstractive prompt."""
-    folder = results / "lens" / cell
+    model, task = cell.split("/")
     wanted = {"prompt_set": "abstractive", "prompt_id": prompt_id}
     rows = [
         row
-        for path in sorted(folder.glob("*.parquet"))
+        for path in block_files(results, "lens", model, task)
         for row in read_table(path, where=wanted).to_pylist()
     ]
     if not rows:
-        raise Problem(f"{folder} has not this prompt; run the sweep to its end: make")
+        raise Problem(
+            f"{results / 'lens' / cell} has not this prompt; run the sweep to its end: make"
+        )
     return {(row["layer"], row["site"]): row for row in rows}
 
 

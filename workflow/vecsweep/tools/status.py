@@ -50,8 +50,9 @@ def queued_jobs(folder: Path) -> dict[str, str]:
 def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
     """A row for each job: stage, model, task, layers, state, log.
 
-    States: done, running, waiting (in Slurm's queue), failed, missing. A log without a result is
-    of a running job while Snakemake holds its lock and the log does not end in an error.
+    States: done, outdated (made by other settings, or of what is), running, waiting (in Slurm's
+    queue), failed, missing. A log without a result is of a running job while Snakemake holds its
+    lock and the log does not end in an error.
     """
     locked = any(Path(".snakemake/locks").glob("*"))
     noted = Path(sweep.results) / "groups.json"
@@ -71,7 +72,8 @@ def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
         elif (stage.name, cell) in gone or all(
             Path(path).exists() for path in sweep.outputs(stage, cell).values()
         ):
-            state = "done"
+            remade = (stage.name, cell) in sweep.outdated and (stage.name, cell) not in gone
+            state = "outdated" if remade else "done"
         elif not log.exists():
             state = "missing"
         else:
@@ -96,11 +98,11 @@ def print_cells(rows: list[dict]) -> None:
 
 
 def word_for(states: list[str] | None) -> str:
-    """One word for the jobs of a cell: failed before running, running before missing."""
+    """One word for the jobs of a cell: failed before running, outdated before missing."""
     if not states:
         return ""
     done = states.count("done")
-    for word in ("failed", "running", "waiting"):
+    for word in ("failed", "running", "waiting", "outdated"):
         if word in states:
             return word if len(states) == 1 else f"{word} {done}/{len(states)}"
     if done == len(states):
@@ -110,7 +112,7 @@ def word_for(states: list[str] | None) -> str:
 
 def print_progress(rows: list[dict], used: dict) -> None:
     """Jobs done of all, for each model and together, with a bar; work left; what failed."""
-    states = ("done", "running", "waiting", "failed")
+    states = ("done", "outdated", "running", "waiting", "failed")
     table = [["model", "", "jobs", *states]]
     for model in [*dict.fromkeys(row["model"] for row in rows), ""]:
         mine = [row["state"] for row in rows if model in ("", row["model"])]
@@ -141,11 +143,13 @@ def print_progress(rows: list[dict], used: dict) -> None:
 def seconds_each(rows: list[dict], used: dict) -> dict[str, float]:
     """Stage -> seconds that one model and task (and block) took of it so far.
 
-    By all of its jobs' time, since one job may take several tasks.
+    By all of its jobs' time, since one job may take several tasks; those of cells that are no more
+    in the config do not count.
     """
+    logs = {row["log"] for row in rows}
     done = Counter(row["stage"] for row in rows if row["state"] == "done")
     return {
-        stage: sum(job["seconds"] for job in jobs) / done[stage]
+        stage: sum(job["seconds"] for job in jobs if job["log"] in logs) / done[stage]
         for stage, jobs in used.items()
         if done[stage]
     }
@@ -166,7 +170,7 @@ def benchmarks(folder: Path, logs: Path) -> dict[str, list[dict]]:
             for line in csv.DictReader(file, delimiter="\t"):
                 used.setdefault(stage, []).append(
                     {"seconds": number(line["s"]), "mb": number(line["max_rss"])}
-                    | {"load": number(line["mean_load"]), "gpus": gpus}
+                    | {"load": number(line["mean_load"]), "gpus": gpus, "log": log}
                 )
     return used
 

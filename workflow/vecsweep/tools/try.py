@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from vecsweep import Problem, tables, terminal
 from vecsweep.files import read_json, read_table
+from vecsweep.sweep import block_files
 from vecsweep.terminal import ANSWER, ARGUMENT
 from vecsweep.tools.show import check_cell, coloured, texts
 
@@ -34,7 +35,7 @@ def run(args):
     folder = args.results / "interventions" / cell
     search = [
         row
-        for path in sorted(folder.glob("*.parquet"))
+        for path in block_files(args.results, "interventions", args.model, args.task)
         for row in tables.read("interventions", path).to_pylist()
         if row["method"] in OWN
     ]
@@ -88,6 +89,7 @@ class Tried:
         self.donors = Donors(results / "ovectors" / f"{cell}.safetensors")
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         described = model / "model.json"
+        self.context = read_json(described)["context"]
         self.engine = load.load(read_json(described), described, batch_tokens=2048)
         self.readout = Readout.load(model / "readout.safetensors").to(self.engine.device)
         source = SimpleNamespace(prompts=prompts, rival=[], settings=self.settings)
@@ -156,6 +158,12 @@ def show(console, tried: Tried, word: str, args) -> None:
     seed = random.Random(f"{tried.settings['seed']} {word}")
     text = tasks.novel_prompt({"argument": word}, tasks.random_words(), seed, tried.space)
     encode = tried.tokenizer.encode
+    context = tried.context
+    if context and len(encode(text).ids) >= context:
+        raise Problem(
+            f"'{word[:20]}...' makes a prompt longer than the model's context of {context} tokens; "
+            "try a shorter word"
+        )
     argument = continuation(encode(text).ids, encode(f"{text}{tried.space}{word}").ids)
     if not argument:
         raise Problem(f"'{word}' changes the tokens of its prompt; try another word")

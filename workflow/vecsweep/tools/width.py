@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vecsweep import Problem
+from vecsweep.terminal import at_least
 from vecsweep.tools.memory import Peak, memory
 
 WIDTH, HEADS, VOCABULARY, LAYERS = 14336, 112, 250880, 70
@@ -27,15 +28,19 @@ SEED = 0
 
 
 def arguments(parser):
-    parser.add_argument("--part", type=int, default=1, help="divide width, heads, vocabulary [1]")
-    words = {"type": int, "default": VOCABULARY, "help": f"before that [{VOCABULARY}]"}
+    parser.add_argument(
+        "--part", type=at_least(1), default=1, help="divide width, heads, vocabulary [1]"
+    )
+    words = {"type": at_least(1), "default": VOCABULARY, "help": f"before that [{VOCABULARY}]"}
     parser.add_argument("--vocabulary", **words)
     help_layers = "of two models; of one: its own numbers alone [1 2]"
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2], help=help_layers)
-    parser.add_argument("--shards", type=int, default=1, help="processes of a model [1]")
+    parser.add_argument("--layers", type=at_least(1), nargs="+", default=[1, 2], help=help_layers)
+    parser.add_argument("--shards", type=at_least(1), default=1, help="processes of a model [1]")
     parser.add_argument("--engine", default="auto", help="auto, tensor or zero; of several shards")
-    parser.add_argument("--prompts", type=int, default=16, help=f"of {TOKENS} tokens each [16]")
-    parser.add_argument("--threads", type=int, default=1, help="of each process [1]")
+    parser.add_argument(
+        "--prompts", type=at_least(1), default=16, help=f"of {TOKENS} tokens each [16]"
+    )
+    parser.add_argument("--threads", type=at_least(1), default=1, help="of each process [1]")
     parser.add_argument("--step", choices=("make", "run", "decoding"), help=argparse.SUPPRESS)
     parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
 
