@@ -1,6 +1,9 @@
 """The config: defaults, and one clear line for each kind of mistake."""
 
 import copy
+import json
+import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +13,8 @@ import yaml
 import tiny
 from conftest import REPO
 from vecsweep import Problem, config, files, tasks
-from vecsweep.layout import PRIORITIES, ROWS
-from vecsweep.sweep import Sweep, parted
+from vecsweep.layout import PRIORITIES, ROWS, SUMMARY, Cell
+from vecsweep.sweep import Sweep, block_files, locks, note, parted, restore
 from vecsweep.tools.prune import stale
 
 SMALL = {
@@ -259,6 +262,122 @@ def test_prune_finds_what_every_stage_made(tmp_path):
 
     assert [path for path in made["old"] if not goes(path)] == []
     assert [path for path in made["kept"] if goes(path)] == []
+
+
+def stand_in(sweep):
+    """An empty file for every result of a sweep, older ones first, and the settings as they are."""
+    note(sweep.all_settings())
+    for number, (stage, cell) in enumerate([*sweep.jobs(), (SUMMARY, Cell())], 1):
+        paths = [*sweep.outputs(stage, cell).values(), sweep.settings_file(stage, cell)]
+        for path in map(Path, paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (3e9 + number, 3e9 + number))  # tasks are files of today
+
+
+def a_sweep(folder, tasks, lists, keep=True, **prompts):
+    """A sweep of two models and packaged tasks; `lists`: section -> tasks."""
+    given = {name: {"tasks": some} for name, some in lists.items() if name != "contenders"}
+    given["contenders"] = lists.get("contenders", {})
+    given |= {"models": {name: tiny.config("gpt2", name) for name in "ab"}, "prompts": prompts}
+    given |= {"tasks": {task: {} for task in tasks}, "keep": {"states": keep}}
+    return Sweep(config.checked(given), folder)
+
+
+def test_what_a_cell_reads_is_in_its_settings(tmp_path):
+    """An input that the config takes away, or brings back as it was, has no later time.
+
+    So of two configs with other inputs for a cell its settings differ too.
+    """
+    draw = random.Random(0)
+    every = ["capitals", "us_capitals", "colored_objects", "uppercasing", "past_tense"]
+    seen: dict[tuple, dict] = {}
+    kinds = set()
+    for _ in range(60):
+        chosen = sorted(draw.sample(every, draw.randint(2, 5)))
+        some = {
+            name: draw.sample(chosen, draw.randint(0, len(chosen)))
+            for name in ("ablations", "swaps", "patching", "relational", "tuned")
+        }
+        some["interventions"] = chosen
+        names = ("task_vectors", "function_vectors")
+        some["contenders"] = {
+            name: draw.sample(chosen, draw.randint(0, len(chosen))) for name in names
+        }
+        sweep = a_sweep(tmp_path, chosen, some, common=draw.random() < 0.5)
+        for stage, cell in sweep.jobs():
+            read = {
+                option: [*map(tuple, sweep.sources(what, cell))]
+                for option, what in stage.inputs.items()
+                if what.tasks or what.models
+            }
+            settings = json.dumps(sweep.settings(stage, cell), sort_keys=True)
+            for option, cells in read.items():
+                before = seen.setdefault((stage.name, cell, option), {})
+                assert before.setdefault(settings, cells) == cells, (stage.name, cell, option)
+                if len({*map(str, before.values())}) > 1:
+                    kinds.add((stage.name, option))
+    others = {("selection", "elsewhere"), ("contenders", "elsewhere"), ("heads", "elsewhere")}
+    assert kinds > others | {("tuned", "prompts"), ("interventions", "rival")}
+
+
+def test_states_that_are_let_go_are_missed_by_whatever_reads_them(tmp_path):
+    """Also by what reads those of all tasks together."""
+    lists = {"tuned": ["capitals"], "interventions": ["capitals"]}
+    before = a_sweep(tmp_path, ["capitals", "past_tense"], {**lists, "tuned": []}, keep=False)
+    stand_in(before)
+    for path in tmp_path.glob("states/*/*.safetensors"):
+        path.unlink()
+    assert not a_sweep(
+        tmp_path, ["capitals", "past_tense"], {**lists, "tuned": []}, keep=False
+    ).outdated
+    now = a_sweep(tmp_path, ["capitals", "past_tense"], lists, keep=False)
+    states = {cell.task for name, cell in now.outdated if name == "states"}
+    assert states == {"capitals"}
+    assert {name for name, cell in now.outdated} > {"states", "lens", "tuned", "selection"}
+
+
+def test_a_dry_run_restores_only_what_is_its_own(tmp_path):
+    settings = {str(tmp_path / f"{name}.json"): {"seed": 1} for name in "abcd"}
+    note(dict(list(settings.items())[:3]))
+    a, b, c, d = map(Path, settings)
+    for path in (a, b, c):
+        os.utime(path, (9, 9))
+    kept = a.read_bytes()
+    before = note({path: {"seed": 2} for path in settings})
+    files.write_json({"seed": 2}, b)  # another run's, though it says the same
+    c.unlink()  # by `prune`
+    restore(before)
+    assert a.read_bytes() == kept and a.stat().st_mtime == 9
+    assert files.read_json(b) == {"seed": 2} and b.stat().st_mtime > 9
+    assert not c.exists() and not d.exists()
+
+
+def test_locks_of_a_run_that_began_meanwhile(tmp_path):
+    assert locks(tmp_path / "none") == set()
+    (tmp_path / "0.input.lock").touch()
+    held = locks(tmp_path)
+    assert len(held) == 1 and locks(tmp_path) <= held
+    os.utime(tmp_path / "0.input.lock", (5, 5))  # the same name, another run
+    assert not locks(tmp_path) <= held
+
+
+def test_blocks_of_an_older_cut_are_not_read(tmp_path):
+    sweep = sweep_of(1, {"m": {"layers": 3, "layers_per_job": 1}})
+    sweep.results = str(tmp_path)
+    folder = tmp_path / "lens" / "m" / "t0"
+    folder.mkdir(parents=True)
+    for name in ("0-0", "1-1", "2-2", "0-1", "0-2"):
+        (folder / f"{name}.parquet").touch()
+
+    def found():
+        return [path.stem for path in block_files(tmp_path, "lens", "m", "t0")]
+
+    assert found() == ["0-0", "0-1", "0-2", "1-1", "2-2"]  # of no sweep: all that is there
+    note({sweep.settings_file(SUMMARY, Cell()): sweep.settings(SUMMARY, Cell())})
+    assert found() == ["0-0", "1-1", "2-2"]
+    (folder / "1-1.parquet").unlink()
+    assert found() == ["0-0", "2-2"]
 
 
 def groups(cores, fits=None, tasks=13, **models):

@@ -137,6 +137,25 @@ def test_a_task_file_says_it_otherwise(tmp_path):
     assert pairs(task) == [("hop", ["HOP"]), ("run", ["RUN"])]
 
 
+@pytest.mark.parametrize(
+    "name, content, word",
+    [
+        ("see.csv", "argument,answer\na|b,c\nd,e\n", "a|b"),
+        ("see.json", '[{"input": "a", "output": "c|d"}, {"input": "d", "output": "e"}]', "c|d"),
+    ],
+)
+def test_a_bar_in_a_word_is_refused(tmp_path, name, content, word):
+    """It stands between answers, and between the demonstrations that no test prompt may share."""
+    put(tmp_path, name, content)
+    if name.endswith(".csv"):
+        task = {"title": "See", "kind": "one-to-one", "data": name}
+        task |= {"templates": ["{argument} is {answer}."], "separator": "\n"}
+        put(tmp_path, name := "see.yaml", yaml.safe_dump(task))
+    with pytest.raises(Problem) as error:
+        tasks.load(tmp_path / name)
+    assert f"row 1: '{word}' has a |" in str(error.value) and "write it without" in str(error.value)
+
+
 def test_kind():
     def rows(*answers):
         return [{"argument": str(i), "answers": some} for i, some in enumerate(answers)]

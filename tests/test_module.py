@@ -5,13 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import yaml
 
 import tiny
 from conftest import REPO
-from vecsweep import config
+from vecsweep import config, progress
 
 SNAKEFILE = """
 configfile: "mine.yaml"
@@ -29,6 +31,27 @@ rule mine:
     output: "mine.txt"
     shell: "echo $PYTHONPATH > {{output}}"
 """
+
+
+def test_the_display_of_a_run_in_another_workflow():
+    """Rules there have a prefix, and are not all of this project."""
+    stats = {"vecsweep_states": 2, "vecsweep_lens": 2, "vecsweep_states_m_towns": 1, "mine": 1}
+    groups = {"m": {"states": [["towns", "verbs"]]}}
+    run = progress.Run()
+    with patch.object(progress.sweep, "GROUPS", groups):
+        run.take(SimpleNamespace(event="run_info", stats=stats, levelno=0))
+        run.plan()
+    assert {stage: line.total for stage, line in run.lines.items()} == {
+        "states": 4,
+        "lens": 2,
+        "mine": 1,
+    }
+    display = progress.Display()
+    display.run = run
+    for line in run.lines.values():
+        line.done = line.total
+    display.table()
+    assert run.left(dict.fromkeys(run.lines, 1.0)) == 0
 
 
 @pytest.fixture

@@ -53,6 +53,10 @@ def test_arguments_end_where_their_last_letter_is(tiny_model, tmp_path):
         assert decode(ids[len(ids) - end + 1 :]).lstrip("?") == "\nA:"
     with pytest.raises(Problem, match="not what made the prompts; delete it"):
         argument_ends(tiny_model("gpt2").tokenizer, rows)
+    # A template may ask by another column than the argument.
+    other = [row | {"argument": "polandx"} for row in rows]
+    with pytest.raises(Problem, match="does not hold its argument 'polandx'.*patching > tasks"):
+        argument_ends(made.tokenizer, other)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 
+import tiny
 from conftest import REPO, command
-from vecsweep import Problem, files, resources, sweep
+from vecsweep import Problem, files, resources, slurm, sweep
 from vecsweep.__main__ import fetches, main
 from vecsweep.layout import STAGES
 from vecsweep.tools import width
@@ -64,6 +65,56 @@ def test_a_site_file_without_the_newer_keys(tmp_path):
     del content["models"], content["slurm_extra"], content["container"]
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(content))
     assert resources.read_site(tmp_path) == site(tmp_path)
+
+
+def test_a_site_without_gpus(tmp_path):
+    """A process has the cores that the site names, and the time that they need."""
+    models = {"large": MODEL | {"layers": 48, "shards": 2}}
+    requests = [
+        resources.Requests(models, site(tmp_path, gpus_per_node=each, cpus_per_gpu=8, max_hours=99))
+        for each in (4, 0)
+    ]
+    on_gpus, on_cpus = (asked(each, "states", "large") for each in requests)
+    assert "gres" not in on_cpus and on_cpus["cpus_per_task"] == 16
+    assert on_cpus["runtime"] > on_gpus["runtime"]
+    long = [asked(each, "interventions", "large")["runtime"] for each in requests]
+    assert long[1] > 3 * long[0]
+    stage = STAGES["states"]
+    assert [each.threads(stage, "large") for each in requests] == [1, 8]
+    assert [each.threads(STAGES["lens"], "large") for each in requests] == [1, 1]
+    # What loads for long beside what it computes takes many tasks, and each adds its time.
+    many = [each.together(stage, "large") for each in requests]
+    assert many[0] > many[1] >= 1
+    wildcards = SimpleNamespace(model="large")
+    one, three = (requests[1].of(stage, "large", n)["runtime"](wildcards, 1) for n in (1, 3))
+    assert three == 3 * one
+    # A site file without that number, which no GPU needed.
+    without = resources.Requests(MODELS, site(tmp_path, gpus_per_node=0, cpus_per_gpu=None))
+    assert asked(without, "states", "small")["cpus_per_task"] == 1
+
+
+def test_a_finished_models_broken_folder_stops_nothing(tmp_path):
+    tiny.save("llama", tmp_path / "weights")
+    (tmp_path / "weights" / "config.json").write_text("{")
+    broken = tiny.config("llama", tmp_path / "weights") | {"shards": 1, "offload": False}
+    requests = resources.Requests({"m": broken}, site(tmp_path))
+    assert requests.small_gpus() == [] and requests.planned_memory("m") is None
+    assert asked(requests, "states", "m")["mem_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    "partition, lines, most",
+    [
+        ("", "a*|64000+|2:00:00|(null)\nb|9000|1:00:00|(null)", (64000, 120)),
+        ("a,b", "a|64000|infinite|(null)\nb|9000|1:00:00|(null)", (64000, 0)),
+        ("a,b", "a|64000|2-00:00:00|(null)\nb|90000|1:00:00|(null)", (90000, 2880)),
+        ("c", "", (0, 0)),
+    ],
+)
+def test_the_most_of_several_partitions(monkeypatch, partition, lines, most):
+    """One without a limit takes a job of any length."""
+    monkeypatch.setattr(slurm, "said", lambda *command: lines)
+    assert slurm.largest(partition, "") == {"mem_mb": most[0], "runtime": most[1]}
 
 
 @pytest.mark.parametrize("each", [1, 2, 3, 4, 8])

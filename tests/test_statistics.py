@@ -14,6 +14,7 @@ from vecsweep.statistics import (
     crossover_row,
     difference,
     resampled_means,
+    share_band,
     share_of,
     spread,
     wilson,
@@ -29,6 +30,36 @@ def test_wilson_is_the_same_in_sql():
             found = connection.execute(query, {"p": share, "n": count}).fetchone()
             assert found == pytest.approx(wilson(share, count))
             assert 0 <= found[0] <= share + 1e-12 and share - 1e-12 <= found[1] <= 1
+
+
+def test_intervals_end_at_0_and_1_to_the_last_bit():
+    """A crumb above 0 passes for an effect: rises without one were "surely lifted" at n = 28."""
+    with duckdb.connect() as connection:
+        connection.execute(MACROS)
+        query = "SELECT wilson_low(0, n) = 0 AND wilson_high(1, n) = 1 FROM range(1, 5000) AS t(n)"
+        assert connection.execute(f"SELECT bool_and(x) FROM ({query}) AS t(x)").fetchone()[0]
+    for count in range(1, 5000):
+        assert wilson(0, count)[0] == 0 and wilson(1, count)[1] == 1
+        assert band([0] * count, 2)[1] == 0 if count < 50 else True
+    for count in range(1, 100):  # both ends solve the equation of the score interval
+        for right in range(count + 1):
+            share = right / count
+            low, high = wilson(share, count)
+            assert 0 <= low <= share <= high <= 1
+            for end in (low, high):
+                assert abs(end - share) == pytest.approx(
+                    1.96 * np.sqrt(end * (1 - end) / count), abs=1e-12
+                )
+
+
+def test_of_no_effect_there_are_no_shares():
+    parts, none = [0.2, 0.1, 0.3], [0.0, 0.0, 0.0]
+    assert np.isnan(share_band(parts, none, 100)).all()
+    assert np.isnan(share_band(parts, [1, -1, 0.1], 100)).all()  # may be none
+    # Some resamples of the whole have no effect: the share has no upper bound in them.
+    whole = [0.9, 0.8, 0.7, 0.6, -0.1, 0.9, 0.8, 0.5]
+    share, low, high = share_band([0.5 * each for each in whole], whole, 2000)
+    assert share == pytest.approx(0.5) and low == pytest.approx(0.5) and high >= 0.5 - 1e-12
 
 
 def test_shares_count_prompts_not_vectors():

@@ -15,7 +15,7 @@ import planted
 import tiny
 import warm
 from conftest import REPO, main
-from vecsweep import config
+from vecsweep import config, tables
 from vecsweep.files import read_table
 from vecsweep.first_look import first_look
 from vecsweep.layout import SUMMARY, Cell
@@ -61,6 +61,10 @@ def swept(tmp_path_factory):
     finally:
         os.chdir(before)
     return folder
+
+
+def STAGES_FILE(folder):
+    return folder / "results" / "stages" / MODEL / f"{TASK}.parquet"
 
 
 @pytest.fixture
@@ -161,6 +165,50 @@ def test_finding_names_its_rows_and_its_page(swept, said):
     assert lines[-1] == "Open results/report.html"
     (swept / "results" / "index.html").touch()
     assert said("finding").splitlines()[-1] == "Open results/index.html"
+
+
+def test_blocks_of_an_older_cut_are_not_shown(swept, said):
+    """They lie there until `prune`; here one whose ranks are all another's."""
+    before, look = said("show", MODEL, TASK), first_look(STAGES_FILE(swept))
+    folder = swept / "results" / "lens" / MODEL / TASK
+    rows = read_table(sorted(folder.glob("*.parquet"))[-1]).to_pylist()
+    stale = folder / "9-9.parquet"
+    tables.write("lens", [row | {"answer_rank": 77} for row in rows], stale)
+    try:
+        assert said("show", MODEL, TASK) == before and first_look(STAGES_FILE(swept)) == look
+    finally:
+        stale.unlink()
+
+
+def test_status_tells_results_of_other_settings(swept, said):
+    config = yaml.safe_load((swept / "config.yaml").read_text())
+    config["ovectors"] = {"per_layer": 1}
+    (swept / "other.yaml").write_text(yaml.safe_dump(config))
+    assert "outdated" not in said("status").split("\n\n")[0]
+    found = said("status", "--configfile", "other.yaml")
+    head, _, row = (line.split() for line in found.splitlines()[:3])  # a line is of the model alone
+    words = dict(zip([word for word in head if word != "models"], row))
+    assert words["lens"] == words["stages"] == "done" and words["ovectors"] == "outdated"
+    assert words["selection"] == "outdated" and "jobs left: " in found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "m", "--disk-speed", "0"],
+        ["plan", "m", "--gpus-per-node", "-3"],
+        ["dag", "there", "--tasks-per-job", "some"],
+        ["bench", "--repeats", "0"],
+        ["width", "--layers", "0"],
+        ["scale", "there", "--models", "0"],
+    ],
+)
+def test_numbers_that_are_none(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {words[-2]}: " in said and words[-1] in said and "Traceback" not in said
 
 
 def test_first_look(swept):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 import tiny
 import warm
 from conftest import CODE, REPO, copy_code
+from vecsweep import invariants
 from vecsweep.config import schema as config_schema
 from vecsweep.figures import wanted
 from vecsweep.layout import EXECUTION, ROWS, STAGES
@@ -476,6 +478,42 @@ def test_figures_share_jobs(project):
     drawn = re.findall(r"^Job \d+: figure (.+)$", done.stdout, re.MULTILINE)
     assert len(drawn) == 2  # one a core
     assert sorted(", ".join(drawn).split(", ")) == sorted(wanted(series=False))
+
+
+def test_names_that_are_nearly_one(project):
+    """Rules have names without dashes, and patterns in which a dot is a dot."""
+    for name in ("a-b", "a_b", "2020-21"):
+        tiny.write_task(project.folder / "tasks", name)
+    tasks = {name: {"file": f"tasks/{name}.yaml"} for name in ("a-b", "a_b", "2020-21")}
+    model = CONFIG["models"]["seq"] | {"tasks_per_job": 2}
+    config = CONFIG | {
+        "models": {
+            "m.1": model,
+            "m-1": model | {"tasks_per_job": 1, "dtype": "bfloat16"},
+            "m_1": model | {"dtype": "float16"},
+        },
+        "tasks": CONFIG["tasks"] | tasks,
+    }
+    done = snakemake(project, config, "--dry-run")
+    assert done.returncode == 0, done.stdout
+    jobs = Counter(re.findall(r"^Job \d+: (\S+): states of", done.stdout, re.MULTILINE))
+    assert jobs == {"m.1": 3, "m-1": 5, "m_1": 3}
+    # A task may be named like a block of layers.
+    goals = [f"results/{stage}/seq/2020-21.parquet" for stage in ("stages", "attribution")]
+    alone = CONFIG | {
+        "models": {"seq": CONFIG["models"]["seq"]},
+        "tasks": {"2020-21": tasks["2020-21"]},
+        **{name: {"tasks": []} for name in ("interventions", "ablations", "swaps", "patching")},
+    }
+    done = snakemake(project, alone, "--", *goals)
+    assert done.returncode == 0, done.stdout
+    with duckdb.connect() as connection:
+        folder = project.folder / "results"
+        for table, layer in (("lens", "layer"), ("stages", None), ("attribution", None)):
+            paths = [*folder.glob(f"{table}/seq/2020-21.parquet")]
+            paths = paths or [*folder.glob(f"{table}/seq/2020-21/*.parquet")]
+            assert paths
+            invariants.check_names(connection, [*map(str, paths)], "task", layer)
 
 
 def test_slices_are_written_only_where_asked_for(project):

@@ -109,7 +109,7 @@ class Requests:
         settings = self.models[model]
         each = self.at(model)["gpus_per_node"] or settings["shards"]
         try:
-            return plan.resources(model, settings, gpus_per_node=each).get("mem_mb")
+            return plan.node_memory(model, settings, each)
         except Problem:
             return None
 

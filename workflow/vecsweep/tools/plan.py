@@ -338,34 +338,22 @@ def together(
     return max(1, round(loading * (1 / LOADING - 1) / computing))
 
 
-def resources(
-    name: str, settings: dict, prompts: int = 500, gpus_per_node: int = 8, disk_speed: float = 2e9
-) -> dict:
-    """What a job that runs a model should ask for, for a rule's `resources:`.
+def node_memory(name: str, settings: dict, gpus_per_node: int = 8) -> int | None:
+    """MB that each node of a job needs that runs a model; None if its sizes are not known here.
 
-    `settings` is the model's part of the checked config, `prompts` how many the job runs. Gives
-    `gpus` (of the whole job), `nodes`, `mem_mb` (of each node) and `runtime` (minutes: three
-    times loading and computing, and ten for the start); {} if the model's sizes are not known on
-    this machine. Plain arithmetic from the number of parameters, at most a file read: no torch,
-    so quick enough for Snakemake's parse.
+    `settings` is the model's part of the checked config. Plain arithmetic from the number of
+    parameters, at most a file read: no torch, so quick enough for Snakemake's parse.
     """
     content = architecture(name, settings)
     width = content and size_in(content, "hidden_size")
     if not content or not width or not content.get("parameters"):
-        return {}
+        return None
     shards, size, parameters = settings["shards"], BYTES[settings["dtype"]], content["parameters"]
     nodes = math.ceil(shards / gpus_per_node)
     embedding = content["vocab_size"] * width
-    tied = content.get("tie_word_embeddings", True)
     held = parameters
     if shards > 1:  # as by tensor parallel, the larger one: the embedding whole, its head split
-        head = embedding if tied else 0
+        head = embedding if content.get("tie_word_embeddings", True) else 0
         held = embedding + (parameters - embedding + head) / shards
     host = host_bytes(held * size, embedding * size)
-    seconds = parameters * size / disk_speed + compute_seconds(parameters, prompts, shards)
-    return {
-        "gpus": shards,
-        "nodes": nodes,
-        "mem_mb": math.ceil(shards / nodes * (PROCESS_MB + host / 2**20)),
-        "runtime": math.ceil(10 + 3 * seconds / 60),
-    }
+    return math.ceil(shards / nodes * (PROCESS_MB + host / 2**20))
