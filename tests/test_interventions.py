@@ -118,8 +118,11 @@ def unseen_prompts(made, split):
     """Novel prompts of a split that share no answer with a donor, or with what its prompt shows."""
     donors = [made.rows[number] for ids in made.flips.values() for number in ids]
     shown = {argument for row in donors for argument in row["demonstrations"].split("|")}
-    donors += [row for row in made.rows.values() if row["argument"] in shown]
-    taken = {token for row in donors for token in row["answer_tokens"]}
+    named = [row for row in made.rows.values() if row["argument"] in shown]
+    assert not named or {t for row in named for t in row["answer_tokens"]} <= {
+        t for row in donors for t in row["shown_tokens"]
+    }
+    taken = {token for row in donors for token in row["answer_tokens"] + row["shown_tokens"]}
     return {
         number
         for number, row in made.rows.items()
@@ -231,18 +234,18 @@ def test_what_vectors_are_made_of_is_in_no_prompt():
                 "argument": draw.choice("abcdefgh"),
                 "answer_tokens": draw.sample(range(12), draw.randint(1, 3)),
                 "demonstrations": "|".join(draw.sample("abcdefghij", draw.randint(0, 2))),
+                "shown_tokens": draw.sample(range(12), draw.randint(0, 1)),
             }
             for i in range(draw.randint(1, 15))
         ]
         used = set(draw.sample(range(len(rows)), draw.randint(0, len(rows) // 3)))
         donors = [rows[i] for i in used]
-        shown = {argument for donor in donors for argument in donor["demonstrations"].split("|")}
-        donors += [row for row in rows if row["argument"] in shown]
         found = unseen(rows, rows, used)
         for row in rows:
             fair = all(
-                row["argument"] != donor["argument"]
-                and not set(row["answer_tokens"]) & set(donor["answer_tokens"])
+                row["argument"] not in (donor["argument"], *donor["demonstrations"].split("|"))
+                and not set(row["answer_tokens"])
+                & {*donor["answer_tokens"], *donor["shown_tokens"]}
                 for donor in donors
             )
             assert (row in found) == fair

@@ -95,7 +95,7 @@ def fill(folder, model, task):
         {
             "model": model, "task": task, "prompt_set": prompt_set, "prompt_id": prompt_id,
             "argument": f"x{prompt_id}", "answer": f"y{prompt_id}", "demonstrations": "",
-            "text": "...", "token_ids": [1, 2], "argument_token": 5, "answer_tokens": [6],
+            "shown_tokens": [], "text": "...", "token_ids": [1, 2], "argument_token": 5, "answer_tokens": [6],
             "argument_length": 1, "answer_length": 1, "first_token_letters": 3,
             "stratum": "argument one, answer one", "split": "dev", "template": 0,
             "answer_in_prompt": False, "out_of_domain": False,

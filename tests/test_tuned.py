@@ -123,7 +123,7 @@ def prompt_rows(count=PAIRS):
                 {
                     "model": "gpt2", "task": "towns", "title": "Towns", "kind": "one-to-one",
                     "prompt_set": prompt_set, "prompt_id": i, "template": 0, "group": None,
-                    "argument": f"x{i}", "answer": f"y{i}", "demonstrations": "", "text": "...",
+                    "argument": f"x{i}", "answer": f"y{i}", "demonstrations": "", "shown_tokens": [], "text": "...",
                     "answer_in_prompt": False, "out_of_domain": False, "dropped": None,
                     "split": ("train", "dev", "test", "train", "test")[i % 5], "token_ids": ids,
                     "argument_token": 2 + i, "answer_tokens": [120 + i % 90],
@@ -166,7 +166,7 @@ def test_rows(made):
     # of what stands in them.
     named = {argument for row in train for argument in row["demonstrations"].split("|")}
     train += [row for row in rows if row["argument"] in named]
-    seen = {token for row in train for token in row["answer_tokens"]}
+    seen = {token for row in train for token in row["answer_tokens"] + row["shown_tokens"]}
     asked = [row for row in rows if row["split"] != "train" and row["prompt_set"] == "abstractive"]
     clear = {row["prompt_id"] for row in asked if seen.isdisjoint(row["answer_tokens"])}
     assert {row["prompt_id"] for row in shown} == clear and len(clear) < len(asked)
@@ -248,6 +248,10 @@ def test_what_train_prompts_hold_is_in_no_reported_one():
             for task in "ab"
             for number in range(30)
         ]
+        for row in rows:
+            named = [r for r in rows if r["task"] == row["task"]]
+            named = [r for r in named if r["argument"] == row["demonstrations"]]
+            row["shown_tokens"] = [token for r in named for token in r["answer_tokens"]]
         train = [row for row in rows if row["split"] == "train"]
         own = {(row["task"], row["demonstrations"]) for row in train}
         known = train + [row for row in rows if (row["task"], row["argument"]) in own]

@@ -185,7 +185,7 @@ ROWS = (
             "prompts.common",
         ),
         reads_task=True,
-        version=2,
+        version=3,
     ),
     Stage(
         "states",
@@ -371,7 +371,7 @@ SUMMARY = Stage(
     memory=(8000, 0, 8000),
     minutes=(120, 0, 120),
     environment="tables",
-    version=4,
+    version=5,
 )
 FIGURES = Stage(
     "figures",

@@ -118,8 +118,13 @@ def build(
                 }
             )
     # A chat template writes the special tokens itself.
+    first: dict[str, set[int]] = {}  # of the answers of an argument, also where it is dropped
     for row, tokens in zip(rows, _tokens(tokenizer, prompts, context, special=not chat)):
+        first.setdefault(row["argument"], set()).update(tokens.pop("first"))
         row |= tokens
+    for row in rows:
+        shown = row["demonstrations"].split("|")
+        row["shown_tokens"] = sorted(set().union(*(first.get(name, ()) for name in shown)))
     for other in others:
         for row, tokens in zip(rows, _tokens(other.tokenizer, prompts, other.context)):
             if tokens["dropped"] and not row["dropped"]:
@@ -169,6 +174,7 @@ def _columns(tokenizer, said, encoded, context):
     ids = encoded[said.text]
     result = dict.fromkeys(TOKEN_COLUMNS) | {"token_ids": ids, "dropped": None}
     tokens = [continuation(ids, encoded[text]) for text in said.continued]
+    result["first"] = [some[0] for some in tokens[1:] if some] if not said.twin else []
     words = [some for some in tokens if some]
     if len(words) < len(tokens):
         return result | {"dropped": "a word changes the tokens of its prompt"}

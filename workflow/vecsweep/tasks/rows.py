@@ -59,14 +59,15 @@ def in_domain(rows: list[dict], split: str) -> list[dict]:
 def unseen(rows: list[dict], own: list[dict], used: set[int]) -> list[dict]:
     """Prompts without an argument or an answer of the prompts `used` of a task's rows `own`.
 
-    Nor of their demonstrations. What vectors are made of is in none of the prompts that they are
-    judged by. Answers are compared by their first tokens: that is what a vector can promote.
+    Nor of their demonstrations, dropped ones included. What vectors are made of is in none of the
+    prompts that they are judged by. Answers are compared by their first tokens: that is what a
+    vector can promote.
     """
     made_of = [row for row in own if row["prompt_id"] in used]
-    shown = {argument for row in made_of for argument in row["demonstrations"].split("|")}
-    made_of += [row for row in own if row["argument"] in shown]
     arguments = {row["argument"] for row in made_of}
-    answers = {token for row in made_of for token in row["answer_tokens"]}
+    arguments |= {argument for row in made_of for argument in row["demonstrations"].split("|")}
+    shown = (row[name] for row in made_of for name in ("answer_tokens", "shown_tokens"))
+    answers = {token for tokens in shown for token in tokens}
     return [
         row
         for row in rows

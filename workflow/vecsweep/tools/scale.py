@@ -106,7 +106,7 @@ SELECT $model AS model, $task AS task, 'Task ' || $task AS title, 'one-to-one' A
        prompt_id::INT AS prompt_id, 0::TINYINT AS template, NULL::VARCHAR AS "group",
        false AS out_of_domain,
        'argument ' || prompt_id AS argument, 'answer ' || prompt_id AS answer,
-       'demonstration' AS demonstrations, 'Q: argument ' || prompt_id || '?\\nA:' AS text,
+       'demonstration' AS demonstrations, []::INT[] AS shown_tokens, 'Q: argument ' || prompt_id || '?\\nA:' AS text,
        prompt_set = 'extractive' AS answer_in_prompt, [prompt_id::INT, 1, 2] AS token_ids,
        (prompt_id % $vocabulary)::INT AS argument_token,
        [((prompt_id + 1) % $vocabulary)::INT] AS answer_tokens,
