@@ -156,6 +156,17 @@ def test_a_bar_in_a_word_is_refused(tmp_path, name, content, word):
     assert f"row 1: '{word}' has a |" in str(error.value) and "write it without" in str(error.value)
 
 
+def test_a_title_fits_the_figures(tmp_path):
+    """A file's name may be as long as a line of them."""
+    put(tmp_path, f"{'word_' * 40}.txt", "a\tb\nc\td\n")
+    (path,) = tmp_path.iterdir()
+    assert 40 < len(tasks.load(path).title) <= 60
+    task = {"title": "x" * 61, "data": path.name, "templates": ["{argument} is {answer}."]}
+    put(tmp_path, "long.yaml", yaml.safe_dump(task | {"kind": "one-to-one", "separator": " "}))
+    with pytest.raises(Problem, match="title"):
+        tasks.load(tmp_path / "long.yaml")
+
+
 def test_kind():
     def rows(*answers):
         return [{"argument": str(i), "answers": some} for i, some in enumerate(answers)]

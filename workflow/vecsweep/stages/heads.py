@@ -39,9 +39,9 @@ def run(args):
             why = None if rows else "no prompt with demonstrations is answered correctly"
         for row in rows:
             row["model"] = description["model"]
-    if why:
-        print(f"{reader.model}, {task.name}: no function vector: {why}", file=sys.stderr)
     if leads():
+        if why:
+            print(f"{reader.model}, {task.name}: no function vector: {why}", file=sys.stderr)
         write_tensors({"function_vector": vector}, args.vectors, notes)
     tables.write("heads", rows, args.table, notes)
 

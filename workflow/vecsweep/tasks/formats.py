@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,8 +302,9 @@ def _spaced(word):
 
 
 def _title(name):
+    """A file's name as words, no longer than the schema lets a title be."""
     words = name.replace("_", " ").replace("-", " ") if " " not in name else name
-    return words[:1].upper() + words[1:]
+    return textwrap.shorten(words[:1].upper() + words[1:], 60, placeholder="...")
 
 
 def _some(names):
