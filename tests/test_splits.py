@@ -9,6 +9,7 @@ import tiny
 from conftest import REPO
 from vecsweep import tasks
 from vecsweep.stages.prompts import SAME_FIRST_TOKEN, build
+from vecsweep.tasks.rows import unseen
 from vecsweep.tasks.splits import SHARES, deal, groups_of, is_outside, split_rows
 
 SETTINGS = {"demonstrations": 1, "seed": 0, "max_prompts": None}
@@ -247,6 +248,27 @@ def test_answer_in_prompt(tmp_path):
         row["argument"]: row for row in build(task, tiny.tokenizer().backend_tokenizer, SETTINGS)
     }
     assert found["New York"]["answer_in_prompt"] and not found["Lima"]["answer_in_prompt"]
+
+
+@pytest.mark.parametrize("most", [None, 80, 12, 3])
+@pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_a_prompt_shows_is_known_whatever_was_dropped(path, most):
+    """Of 80 prompts on continents 52 had the answer of a demonstration that the cap had dropped."""
+    task, tokenizer = tasks.load(path), tiny.tokenizer().backend_tokenizer
+    whole = {}
+    for row in build(task, tokenizer, SETTINGS):
+        whole.setdefault(row["argument"], set()).update(row["answer_tokens"] or ())
+    rows = [
+        row
+        for row in build(task, tokenizer, SETTINGS | {"max_prompts": most})
+        if row["dropped"] is None and row["prompt_set"] == "novel"
+    ]
+    for row in rows:
+        shown = row["demonstrations"].split("|")
+        assert set().union(*(whole[name] for name in shown)) <= {*row["shown_tokens"]}
+        fair = unseen(rows, rows, {row["prompt_id"]})
+        for name in shown:
+            assert not [other for other in fair if whole[name] & {*other["answer_tokens"]}]
 
 
 def test_two_tokenizers_share_the_capped_pairs():
