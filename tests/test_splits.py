@@ -250,7 +250,7 @@ def test_answer_in_prompt(tmp_path):
     assert found["New York"]["answer_in_prompt"] and not found["Lima"]["answer_in_prompt"]
 
 
-@pytest.mark.parametrize("most", [None, 80, 12, 3])
+@pytest.mark.parametrize("most", [80, 9])
 @pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_a_prompt_shows_is_known_whatever_was_dropped(path, most):
     """Of 80 prompts on continents 52 had the answer of a demonstration that the cap had dropped."""
