@@ -379,6 +379,28 @@ def test_a_module_that_runs_twice_is_refused(mode):
     assert state_of(model) == before
 
 
+def test_vectors_of_each_prompt_are_halved_with_the_prompts(family, monkeypatch, capsys):
+    engine = load.engine_of(family.model, 10**6)
+    prompts = prompts_with(0, (4, 4, 4))
+    (clean,) = edits.clean_runs(engine, prompts, 1)
+    vectors = torch.randn(1, 3, D_MODEL, generator=torch.Generator().manual_seed(0))
+    edit = Edit({1: vectors, 2: vectors_for([2], 1)[2]}, "add", "last")
+    whole = edits.resume(engine, clean, edit)
+    tries = []
+
+    def once_too_large(run):
+        tries.append(run)
+        return None if len(tries) == 1 else run()
+
+    monkeypatch.setattr(edits, "fitted", once_too_large)
+    found = edits.resume(engine, clean, edit)
+    assert len(tries) > 2 and "goes on with" in capsys.readouterr().err
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(
+        whole[0, 0], edits.resume(engine, clean, Edit({1: vectors[:, 1]}))[0, 0]
+    )
+
+
 def test_a_module_that_does_not_run_is_refused():
     model = tiny.model("llama")
     for block in model.model.layers:

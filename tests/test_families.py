@@ -103,6 +103,8 @@ def test_equals_a_plain_forward(kind, tmp_path):
         ("replace", "all", "ffn"),
         ("add", "last", "ffn"),
         ("replace", "all", "attention"),
+        ("replace", "last", "block"),  # nothing multiplies it again
+        ("add", "last", "block"),
     ):
         edit = Edit(vectors_for(range(last // 2, last + 1)), mode, position, sublayer)
         assert_resumed(engine, prompts, edit, last_only=position == "last")

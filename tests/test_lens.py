@@ -451,6 +451,30 @@ def test_a_state_that_is_no_number_is_refused(number, small_chunks):
         decode(readout, states, targets, 5)
 
 
+@pytest.mark.parametrize("most", [1000, 300, 130, 100])
+def test_what_memory_cuts_is_cut_between_units(most, monkeypatch):
+    """A unit has the same bits however much is decoded beside it, unless it alone is too large."""
+    generator = torch.Generator().manual_seed(0)
+    readout = readout_of(torch.randn(5000, 64, generator=generator))
+    states = torch.randn(640, 64, generator=generator)
+    targets = [torch.randint(0, 5000, (640, 1), generator=generator)]
+    whole = vars(decode(readout, states, targets, 5, unit=128))
+    pieces, plain = [], decoding._decode
+
+    def noted(readout, states, *given):
+        pieces.append(len(states))
+        return plain(readout, states, *given)
+
+    monkeypatch.setattr(decoding, "_decode", noted)
+    readout.most = most
+    found = decode(readout, states, targets, 5, unit=128)
+    assert sum(pieces) == 640 and max(pieces) <= most
+    if most >= 128:
+        assert all(piece % 128 == 0 for piece in pieces)
+        assert all(torch.equal(getattr(found, name), value) for name, value in whole.items())
+    assert torch.equal(found.rank, whole["rank"])
+
+
 def test_threads_change_nothing(small_chunks):
     readout, states, targets = near_ties("last digit")
     before = torch.get_num_threads()

@@ -288,6 +288,13 @@ def test_common_keeps_what_every_model_keeps(tmp_path):
     theirs = build(task, PLAIN, SETTINGS, max(lengths))
     assert [row["dropped"] is None for row in rows] == [row["dropped"] is None for row in theirs]
 
+    # A special token that the other one puts before all counts.
+    longer = prompts.Reader("small", tiny.tokenizer(bos=True).backend_tokenizer, max(lengths) + 1)
+    rows = build(task, PLAIN, SETTINGS, others=[longer])
+    assert {row["dropped"] for row in rows} - {None, prompts.SAME_FIRST_TOKEN} == {
+        f"small: longer than the model's context of {max(lengths) + 1} tokens"
+    }
+
 
 def test_common_reads_the_other_models():
     def inputs(**changes):
