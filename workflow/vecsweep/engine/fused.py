@@ -223,17 +223,18 @@ def within(line, below, over, places):
 
 @compiled
 def pass_over(
-    low, whole, row_scales, scales, high, start, weight, bias, norms, cap, states, bounds, best, token, peak, total, above,
-    top, top_token, top_approximate,
+    low, whole, row_scales, scales, high, start, weight, bias, norms, cap, states, bounds, best,
+    token, peak, total, above, top, top_token, top_approximate,
 ):  # fmt: skip
     """Count, sum and pick in approximate logits `low` + `high` [n, tokens] of tokens start...
 
     `low` is the bfloat16 part as its bits (uint16), `whole` that of bytes (int32), to be multiplied
     with `row_scales` [n] and `scales` [tokens]; of no columns where there is none. `high` is the
     float32 part, to which they are added. `weight` [tokens, d_model], `bias` [tokens, or 1];
-    `norms` [2, tokens]: of each weight, and of what bfloat16, or bytes, leave of it. `cap`: of the soft cap, 0 if
-    there is none; only the sum and its peak know it. `states` [n, d_model] are normed,
-    `bounds` [n, 5]: see `error_of`, and up to which difference float64 says that two are equal.
+    `norms` [2, tokens]: of each weight, and of what bfloat16, or bytes, leave of it. `cap`: of the
+    soft cap, 0 if there is none; only the sum and its peak know it. `states` [n, d_model] are
+    normed, `bounds` [n, 5]: see `error_of`, and up to which difference float64 says that two are
+    equal.
     `best` [n, targets] are the exact logits of the `token`s [n, targets].
 
     Written: `peak`, `total` [n], a (capped) logit and the sum of exponentials beside it. Added to:
