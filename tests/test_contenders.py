@@ -1,7 +1,9 @@
 """Task vectors and function vectors: equal to plain hooks, train alone, the o-vector's protocol."""
 
+import itertools
 import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +21,7 @@ from vecsweep.engine import load
 from vecsweep.engine.readout import Readout
 from vecsweep.files import Tensors, read_table, write_tensors
 from vecsweep.methods import Vector, grid, heads, shown
+from vecsweep.stages import contenders
 from vecsweep.tasks.readers import Reader
 from vecsweep.tasks.rows import NOVEL, kept_rows
 from vecsweep.tasks.shots import draw, in_halves, train_pool, wrongly
@@ -443,3 +446,71 @@ def test_contenders_are_of_tasks_whose_o_vectors_are_injected():
     given["contenders"] = {"function_vectors": ["capital"]}
     with pytest.raises(Problem, match="did you mean 'capitals'"):
         config.checked(given)
+
+
+def test_contenders_report_other_tasks_as_out_of_domain(tiny_model, tmp_path):
+    stage = tiny_model("gpt2")
+    stage.kind = "gpt2"
+    made = cell(stage, tmp_path, test_prompts=None)
+    elsewhere = write_prompts(stage, tmp_path, "verbs")
+    write_tensors({"function_vector": torch.ones(D_MODEL)}, tmp_path / "heads.safetensors")
+    options = {"heads": tmp_path / "heads.safetensors", "elsewhere": elsewhere}
+    rows = [row for row in run_contenders(stage, made, **options) if row["split"] == "test"]
+    strangers = {row["prompt_id"] for row in kept_rows(elsewhere, NOVEL)}
+    own = unseen_prompts(made, "test")
+    assert {(row["domain"], row["task"], row["prompt_id"]) for row in rows} == {
+        *(("in", "towns", number) for number in own),
+        *(("out", "verbs", number) for number in strangers),
+    }
+    assert own and strangers and {row["ovector_task"] for row in rows} == {"towns"}
+
+
+def test_task_vectors_are_of_train_pairs_that_the_seed_draws(tiny_model, tmp_path):
+    """And of none that a prompts file elsewhere asks about."""
+    stage = tiny_model("gpt2")
+    prompts = write_prompts(stage, tmp_path, rows=MANY)
+
+    def shown_of(seed, *elsewhere):
+        args = SimpleNamespace(model=stage.description, tokenizer=stage.tokenizer, prompts=prompts)
+        args.elsewhere, args.task = elsewhere, tmp_path / "towns.yaml"
+        args.settings = {"task": "towns", "seed": seed}
+        return contenders.prompts_shown(args)
+
+    assert shown_of(0) == shown_of(0) != shown_of(1) != []
+    assert shown_of(0, prompts) == []
+
+
+def test_no_argument_that_is_asked_about_elsewhere_is_shown(tiny_model, tmp_path):
+    """Whatever its answer is there."""
+    stage = tiny_model("gpt2")
+    prompts = write_prompts(stage, tmp_path)
+    first, *others = train_pool(prompts, [])
+    # Words that no row of towns has: the argument alone is what they have in common.
+    verbs = {first["argument"]: "ran"} | tiny.PASTS
+    elsewhere = write_prompts(stage, tmp_path, "verbs", rows=verbs)
+    asked = kept_rows(elsewhere, NOVEL)
+    assert first["argument"] in {row["argument"] for row in asked}
+    assert not {token for row in asked for token in row["answer_tokens"]} & {
+        *first["answer_tokens"]
+    }
+    assert train_pool(prompts, [elsewhere]) == others != []
+
+
+def test_demonstrations_of_many_to_one_relations_may_have_the_answer(tiny_model, tmp_path):
+    """With two answers no other way shows both; templates take turns, as with any relation."""
+    stage = tiny_model("gpt2")
+    towns = itertools.cycle(["Paris", "Lima"])
+    prompts = write_prompts(stage, tmp_path, rows=dict(zip(tiny.CAPITALS, towns)))
+    pool = kept_rows(prompts, ("abstractive",))
+    first = "What town has {argument}? It has {answer}."
+    task = tasks.load(tmp_path / "towns.yaml", "towns")
+    task = replace(
+        task, kind="many-to-one", templates=[first, "The town of {argument} is {answer}."]
+    )
+    reader = Reader.of(stage.description, stage.tokenizer)
+    sets = draw(task, reader, pool, 4, 10, 2, 0)
+    for rows, begins in zip(sets, ("What town has", "The town of") * 2, strict=True):
+        for row in rows:
+            text = reader.tokenizer.decode(row["token_ids"])
+            assert text.count(begins) == 1 + text.count(" Paris") + text.count(" Lima") > 10
+            assert " Paris" in text and " Lima" in text

@@ -24,6 +24,7 @@ from vecsweep.engine.plans import end_layer
 from vecsweep.files import read_table, write_tensors
 from vecsweep.methods import METHODS, Donors, Material, candidates, controls, parts
 from vecsweep.methods.grid import best_settings, start_layers
+from vecsweep.tasks import rows as prompt_rows
 from vecsweep.tasks.rows import NOVEL, capped, kept_rows, unseen
 
 D_MODEL = 32
@@ -253,6 +254,25 @@ def test_what_vectors_are_made_of_is_in_no_prompt():
     assert excluded > 100
 
 
+def test_what_vectors_are_made_of_is_in_no_prompt_of_another_task(tiny_model, tmp_path):
+    stage = tiny_model("gpt2")
+    made = cell(stage, tmp_path)
+    donors = [made.rows[number] for ids in made.flips.values() for number in ids]
+    elsewhere = write_prompts(stage, tmp_path, "verbs")
+    table = read_table(elsewhere).to_pylist()
+    *clear, answers, asks = (row for row in table if row["prompt_set"] == "novel")
+    answers["answer_tokens"].append(donors[0]["answer_tokens"][0])
+    asks["argument"] = donors[-1]["argument"]
+    tables.write("prompts", table, elsewhere)
+    used = {row["prompt_id"] for row in donors}
+    settings = made.settings | {"test_prompts": None}
+    *_, (domain, found, _) = prompt_rows.test_prompts(
+        [*made.rows.values()], used, [elsewhere], settings
+    )
+    assert domain == "out" and clear
+    assert [row["prompt_id"] for row in found] == [row["prompt_id"] for row in clear]
+
+
 def test_a_cap_is_a_seeded_sample_in_order():
     rows = list(range(40))
     chosen = capped(rows, 7, 0)
@@ -459,6 +479,23 @@ def test_unrelated_words_hold_nothing_of_a_long_argument(tiny_model):
     (found,) = controls.unrelated(made, 1)
     plain = plain_states(model, words, parallel=False)["ffn_out.01"]
     torch.testing.assert_close(found.value, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_unrelated_words_of_the_report_are_not_those_of_the_search(monkeypatch):
+    """By chance the first of both may be the same, but not at every seed."""
+
+    def words(engine, prompts):
+        return {"ffn_out.01": torch.tensor(prompts)[:, 0]}
+
+    monkeypatch.setattr(controls, "last_token_states", words)
+    own = [{"token_ids": [i, 90, i, 90, i], "argument_length": 1} for i in range(40)]
+    drawn = []
+    for seed in range(5):
+        made = SimpleNamespace(engine=None, own=own, seed=seed)
+        (search,), report = controls.unrelated(made, 1), controls.unrelated_several(made, 1)
+        drawn.append((search.value.item(), report[0].value.item()))
+    assert any(search != report for search, report in drawn)
+    assert len({search for search, _ in drawn}) > 1 < len({report for _, report in drawn})
 
 
 # The matrix from the FFN's neurons to the stream, and where its output goes through a norm.

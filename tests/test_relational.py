@@ -1,5 +1,7 @@
 """Stage relational: Jacobians equal to autograd's on the whole model, and a relation built linear."""
 
+import itertools
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 import planted
 import tiny
+from conftest import run_stage
 from test_ablations import write_prompts
 from test_edits import block_of
 from test_states import hooks_of
@@ -15,9 +18,10 @@ from vecsweep import Problem, config, tables
 from vecsweep.engine import load
 from vecsweep.engine.edits import clean_runs
 from vecsweep.engine.jacobian import jacobians
-from vecsweep.files import PACKAGE
+from vecsweep.engine.parts import Parts
+from vecsweep.files import PACKAGE, read_table
 from vecsweep.stages import relational
-from vecsweep.stages.relational import Setting, best, partners, ranks_of, spread
+from vecsweep.stages.relational import Setting, States, best, partners, ranks_of, spread
 from vecsweep.statistics import MACROS, wilson
 from vecsweep.tasks.rows import argument_ends, kept_rows
 
@@ -192,3 +196,96 @@ def test_partners_have_another_answer():
         assert all([7, 7, 8, 9, 9, 7][j] != own for j, own in zip(found, [7, 7, 8, 9, 9, 7]))
         assert found == partners(rows, [7, 7, 8, 9, 9, 7], seed)
     assert partners(rows[:2], [7, 7], 0) == [None, None]
+    assert partners(rows, [*range(6)], 0) != partners(rows, [*range(6)], 1)
+
+
+def test_maps_are_those_of_their_formulas(monkeypatch):
+    """Of known Jacobians, another one for each prompt: W and b are worked out here one by one."""
+    generator = torch.Generator().manual_seed(0)
+    size, layers = 5, [2, 0]
+    objects, *drawn = (1 + torch.randn(3, size, generator=generator) for _ in range(3))
+    subjects = dict(zip(layers, drawn))
+    known = torch.randn(2, 3, size, size, generator=generator)
+
+    def sums(engine, clean, *_):
+        states = torch.stack([subjects[layer][clean] for layer in layers])
+        return known[:, clean].sum(1), (known[:, clean] @ states[..., None]).sum((1, 3))
+
+    monkeypatch.setattr(relational, "runs_of", lambda *_: [([1, 0], [1, 0]), ([2], [2])])
+    monkeypatch.setattr(relational, "jacobians", sums)
+    train = States([{}] * 3, [1] * 3, 2, subjects, objects)
+    maps = relational.fitted(None, train, layers, Parts())
+    for number, layer in enumerate(layers):
+        states = subjects[layer]
+        W, b = maps["lre", layer]
+        left = [o - J @ s for o, J, s in zip(objects, known[number], states)]
+        torch.testing.assert_close(W, sum(known[number]) / 3)
+        torch.testing.assert_close(b, sum(left) / 3)
+        W, b = maps["regression", layer]
+        # Fewer prompts than directions: all of them are met, and by no more than they span.
+        torch.testing.assert_close(states @ W.T + b, objects, rtol=1e-4, atol=1e-4)
+        assert torch.linalg.matrix_rank(W, rtol=1e-4) == 2
+        W, b = maps["translation", layer]
+        assert W is None
+        torch.testing.assert_close(b, sum(o - s for o, s in zip(objects, states)) / 3)
+        assert maps["identity", layer][0] is None and not maps["identity", layer][1].any()
+
+
+def test_beta_scales_what_the_map_makes_of_the_state_and_not_its_bias():
+    states, W, b = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[0.0, 1], [3, 0]]), 10
+    maps = {("lre", 1): (W, b * torch.ones(2)), ("translation", 1): (None, b * torch.ones(2))}
+    found = States([{}] * 2, [1] * 2, 1, {1: states}, states)
+    settings = [Setting(method, 1, beta) for method, _ in maps for beta in (2.0, 0.5)]
+    read = relational.read(found, maps, settings, torch.tensor([4, 4]), Parts())
+    assert [piece[0].tolist() for piece in read] == [
+        [[14, 16], [20, 28]],
+        [[11, 11.5], [12.5, 14.5]],
+        [[12, 14], [16, 20]],
+        [[10.5, 11], [11.5, 12.5]],
+    ]
+
+
+def relate_tiny(made, prompts, monkeypatch, **settings):
+    """Stage relational on a tiny model, as if it answered all prompts: what it writes, as rows."""
+    monkeypatch.setattr(relational, "answered", lambda prompts, stages: prompts)
+    output = prompts.with_name("relational.parquet")
+    inputs = {"model": made.description, "readout": made.readout, "tokenizer": made.tokenizer}
+    inputs |= {"prompts": prompts, "stages": prompts, "batch_tokens": 2048, "output": output}
+    run_stage(
+        "relational", **inputs, settings={"train": None, "layers": None, "seed": 0} | settings
+    )
+    return read_table(output).to_pylist()
+
+
+def test_chance_is_how_many_other_prompts_have_the_answer(tiny_model, tmp_path, monkeypatch):
+    """Of all splits. And every layer below the last is tried: the Jacobian is of no other."""
+    made = tiny_model("gpt2")
+    answers = dict(zip(tiny.CAPITALS, itertools.cycle(["Paris", "Lima", "Paris", "Oslo"])))
+    prompts = write_prompts(made, tmp_path, rows=answers)
+    found = relate_tiny(made, prompts, monkeypatch)
+    rows = {row["prompt_id"]: row for row in kept_rows(prompts, ("abstractive",))}
+    said = {number: row["answer_tokens"] for number, row in rows.items()}
+    chances = set()
+    for row in found:
+        asked = said[row["prompt_id"] if row["other_id"] is None else row["other_id"]]
+        others = [tokens for number, tokens in said.items() if number != row["prompt_id"]]
+        assert row["chance"] == others.count(asked) / len(others)
+        chances.add((row["measure"], row["chance"]))
+    assert len(chances) > 3
+    tried = {row["layer"] for row in found if row["split"] == "dev"}
+    assert tried == set(range(tiny.layers_of("gpt2") - 1))
+
+
+def test_train_prompts_are_drawn_by_the_seed(tiny_model, tmp_path, monkeypatch):
+    made, drawn = tiny_model("gpt2"), []
+
+    def relate(engine, readout, splits, ends, layers, seed, parts):
+        drawn.append((seed, *(row["prompt_id"] for row in splits["train"])))
+        return []
+
+    monkeypatch.setattr(relational, "relate", relate)
+    prompts = write_prompts(made, tmp_path)
+    for seed in range(4):
+        relate_tiny(made, prompts, monkeypatch, train=2, seed=seed)
+    assert [seed for seed, *_ in drawn] == [0, 1, 2, 3]
+    assert len({(*rows,) for _, *rows in drawn}) > 1 and {len(rows) for _, *rows in drawn} == {2}

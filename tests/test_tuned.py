@@ -239,7 +239,7 @@ def test_what_train_prompts_hold_is_in_no_reported_one():
                 "task": task,
                 "prompt_id": number,  # the same in both tasks
                 "prompt_set": "abstractive",
-                "out_of_domain": False,
+                "out_of_domain": draw.random() < 0.1,
                 "split": draw.choice(["train", "train", "dev", "test"]),
                 "argument": f"{number % 25}",
                 "answer_tokens": draw.sample(range(90), draw.randint(1, 2)),
@@ -261,12 +261,20 @@ def test_what_train_prompts_hold_is_in_no_reported_one():
             i
             for i, row in enumerate(rows)
             if row["split"] != "train"
+            and not row["out_of_domain"]
             and row["argument"] not in arguments
             and tokens.isdisjoint(row["answer_tokens"])
         ]
         assert deal(rows, 0)[2] == fair
         told += len(known) - len(train)
     assert told > 100
+
+
+def test_what_is_held_out_is_drawn_by_the_seed():
+    rows = prompt_rows()
+    (seen, held, shown), other = deal(rows, 0), deal(rows, 1)
+    assert deal(rows, 0) == (seen, held, shown) and held != other[1]
+    assert sorted(seen + held) == sorted(other[0] + other[1]) and shown == other[2]
 
 
 def test_too_few_train_pairs(made, refused, tmp_path):
