@@ -16,7 +16,7 @@ from test_states import plain_states
 from vecsweep import Problem
 from vecsweep.files import Tensors, read_table, write_table
 from vecsweep.layout import STAGES
-from vecsweep.stages.ovectors import eligible_donors, source_layers
+from vecsweep.stages.ovectors import eligible_donors, leaves_prompts, source_layers
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of
 
 SEARCH = {
@@ -167,6 +167,36 @@ def test_who_may_give_an_o_vector(case, rule):
 def test_only_train_gives_vectors(split):
     for rule in ("flips", "any"):
         assert eligible_donors(*case_rows("flip", split), rule) == []
+
+
+def asked_rows(answers):
+    """Abstractive rows of answers' first tokens, {split: [tokens of each]}."""
+    base = {"prompt_set": "abstractive", "out_of_domain": False, "shown_tokens": []}
+    return [
+        base | {"split": split, "answer_tokens": t} for split, some in answers.items() for t in some
+    ]
+
+
+@pytest.mark.parametrize(
+    "shown, answers, leaves",
+    [
+        ([1], {"dev": [[1]] * 9, "test": [[2]] * 9}, False),  # all of dev
+        ([1], {"dev": [[2]] * 9, "test": [[1, 3]] * 3 + [[2]] * 6}, False),  # a third of test
+        ([1], {"dev": [[2]] * 9, "test": [[1]] * 2 + [[2]] * 7}, True),
+        ([1], {"dev": [[1], [2]], "test": [[2]]}, True),  # one-to-one: a demonstration may be dev's
+        ([4], {"dev": [[1]] * 9, "test": [[2]] * 9}, True),
+        ([], {"dev": [], "test": []}, True),
+        ([1], {"train": [[1]] * 9, "dev": [[2]] * 4, "test": [[3]] * 4}, True),
+    ],
+)
+def test_donors_leave_prompts_to_judge_by(shown, answers, leaves):
+    """Of continents, prompts that show Asia took all dev prompts: nothing was left to choose on."""
+    prompts = asked_rows(answers)
+    assert leaves_prompts({"shown_tokens": shown}, prompts) == leaves
+    # Neither another set nor another domain counts.
+    others = [row | {"prompt_set": "extractive"} for row in prompts]
+    others += [row | {"out_of_domain": True} for row in prompts]
+    assert leaves_prompts({"shown_tokens": shown}, others)
 
 
 def eligible_at(layers):

@@ -222,7 +222,7 @@ ROWS = (
         outputs={"vectors": TENSORS, "table": TABLE},
         keys=("ovectors.donors", "ovectors.source_layers", "ovectors.per_layer", "prompts.seed"),
         tasks="interventions.tasks",
-        version=3,
+        version=4,
     ),
     Stage(
         "interventions",
