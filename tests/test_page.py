@@ -203,6 +203,61 @@ def test_words_follow_numbers(connection):
     assert seen == {"X", "few", "too few", True, False}
 
 
+def test_curves_are_of_prompts_answered_correctly(connection):
+    held = {tuple(row[:3]): row[4] for row in findings.curves(connection)}
+    assert len(held) == 2 * len(MODELS) * len(TASKS)
+    for cell, means in held.items():
+        found = connection.execute(
+            "SELECT round(reciprocal_rank, 3) FROM curves WHERE subset = 'correct'"
+            " AND prompt_set = 'abstractive' AND (model, task, target) = (?, ?, ?) ORDER BY layer",
+            cell,
+        ).fetchall()
+        assert means == [mean for (mean,) in found]
+
+
+def test_methods_are_of_prompts_in_domain(connection):
+    rows = findings.methods(connection)
+    cells = {(row["model"], row["task"], row["method"]) for row in rows}
+    assert len(cells) == len(rows)
+    assert {cell[:2] for cell in cells} == {(model, task) for model in MODELS for task in TASKS}
+
+
+def finding(**changed):
+    """A row of table findings, of a relation in which all is sure."""
+    row = {"model": "m", "task": "t", "correct_prompts": 50, "x": "yes", "lift": "yes"}
+    row |= {"transfer": "argument", "best": "mean", "test_prompts": 50, "rise": 0.5}
+    row |= {"rise_low": 0.4, "rise_high": 0.6, "reciprocal_rank_before": 0.1}
+    row |= {"reciprocal_rank_after": 0.6, "reciprocal_rank_after_low": 0.5}
+    row |= {"reciprocal_rank_after_high": 0.7, "ovector_after": 0.4, "difference": 0.2}
+    return row | {"p_holm": 0.01, "paper_before": None, "paper_after": None} | changed
+
+
+def test_the_headline_counts_what_is_sure():
+    rows = [
+        finding(),
+        finding(),
+        finding(difference=-0.2),  # surely worse than the o-vector
+        finding(p_holm=0.2, transfer="class"),
+        finding(p_holm=None, best="o-vector", difference=0, x="no"),
+        finding(x="undecided", lift="undecided", transfer="none", p_holm=0.3),
+        finding(x="few", lift="not injected", transfer=None, p_holm=None, difference=None),
+        finding(x="too few", lift="no vector", transfer=None, p_holm=None, difference=None),
+    ]
+    said = findings.headline({"models": [{"model": "m", "revisions": 1}], "findings": rows})
+    assert said == (
+        "<ul><li><b>m</b>: an X in <b>4 of 8</b> relations (1 without, 1 undecided, 2 with too few"
+        " right answers to say); a vector lifts the answer in <b>5 of 6</b> relations tested, with"
+        " the own answer above chance in 4; something else does surely better than the o-vector in"
+        " 2.</li></ul>"
+    )
+
+
+@pytest.mark.parametrize("p, told", [(0.01, True), (0.05, False), (0.2, False), (None, False)])
+def test_what_is_not_told_apart_from_the_o_vector_says_so(p, told):
+    said, _ = findings.best_cell(finding(p_holm=p))
+    assert "o-vector: 0.40" in said and ("not told apart" not in said) == told
+
+
 def unpacked(text):
     return gzip.decompress(base64.b64decode(text)).decode()
 

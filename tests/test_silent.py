@@ -17,7 +17,8 @@ import torch
 import yaml
 
 import tiny
-from vecsweep import Problem, config
+from test_figures import NAMES, make_database
+from vecsweep import Problem, config, invariants
 from vecsweep.__main__ import main
 from vecsweep.engine import slices
 from vecsweep.engine.sources import check_weights, weights_folder
@@ -337,6 +338,156 @@ def test_a_cell_that_breaks_a_rule_is_named_and_not_averaged(swept, refused, tmp
         path.write_bytes(whole)
     assert str(path) in line and says in line, line
     assert not list(tmp_path.iterdir())
+
+
+# What is wrong -> (stage whose file is named, change of the database, what is said).
+WRONG = {
+    "tuned: a prompt less": (
+        "tuned",
+        "DELETE FROM tuned WHERE layer = 3 AND prompt_id = 0",
+        "not the same prompts after every layer",
+    ),
+    "tuned: a layer less": (
+        "tuned",
+        "DELETE FROM tuned WHERE layer = 3",
+        "not the same prompts after every layer",
+    ),
+    "tuned: endless": (
+        "tuned",
+        "UPDATE tuned SET kl = 'inf' WHERE layer = 3 AND prompt_id = 0",
+        "a number that can be none",
+    ),
+    "interventions: a prompt less": (
+        "interventions",
+        "DELETE FROM interventions WHERE method = 'zero' AND start_layer = 3 AND prompt_id = 6",
+        "settings with other prompts than the rest",
+    ),
+    "selection: a place below the last": (
+        "selection",
+        "UPDATE interventions SET place_after = alternatives + 1"
+        " WHERE split = 'test' AND method = 'mean' AND prompt_id = 20",
+        "a rank that can be none",
+    ),
+    "contenders: other prompts": (
+        "contenders",
+        "INSERT INTO interventions SELECT * REPLACE ('task vector' AS method) FROM interventions"
+        " WHERE method = 'mean' AND prompt_id != 20",
+        "other prompts than the o-vector's",
+    ),
+    "heads: one less": (
+        "heads",
+        "DELETE FROM heads WHERE layer = 3 AND head = 1",
+        "not one number for each layer and head",
+    ),
+    "heads: one twice": (
+        "heads",
+        "UPDATE heads SET head = 2 WHERE layer = 3 AND head = 1",
+        "not one number for each layer and head",
+    ),
+    "heads: a probability above 1": (
+        "heads",
+        "UPDATE heads SET effect = 1.5 WHERE layer = 3 AND head = 1",
+        "not one number for each layer and head",
+    ),
+    "selection: a prompt that is not known": (
+        "selection",
+        "DELETE FROM prompts WHERE prompt_set = 'novel' AND prompt_id = 20",
+        "prompts that cannot be judged",
+    ),
+    "interventions: no top token": (
+        "interventions",
+        "UPDATE interventions SET top_after = NULL WHERE rank_after > 0 AND prompt_id = 6",
+        "shares that are not 1 in all",
+    ),
+    "ovectors: no length": (
+        "ovectors",
+        "UPDATE ovectors SET norm = 0 WHERE donor IS NULL AND layer = 7",
+        "a length that can be none",
+    ),
+    "swaps: a pair less": (
+        "swaps",
+        "DELETE FROM swaps WHERE (prompt_id, other_id, layer, sublayer) = (0, 1, 3, 'ffn')",
+        "not every pair at every layer and part",
+    ),
+    "swaps: one that was not dropped": (
+        "swaps",
+        "DELETE FROM swaps WHERE (prompt_id, layer, sublayer) = (0, 3, 'ffn') AND other_id IS NULL",
+        "not every pair at every layer and part",
+    ),
+    "swaps: a part less": (
+        "swaps",
+        "DELETE FROM swaps WHERE (layer, sublayer) = (3, 'ffn')",
+        "not every pair at every layer and part",
+    ),
+    "swaps: a wrong outcome": (
+        "swaps",
+        "UPDATE swaps SET outcome = 'neither' WHERE own_rank = 0 AND prompt_id = 0",
+        "a wrong outcome",
+    ),
+    "patching: a pair less": (
+        "patching",
+        "DELETE FROM patching WHERE (prompt_id, layer, sublayer, position) = (0, 3, 'ffn', 'last')",
+        "not the same pairs at every layer",
+    ),
+    "patching: a part less": (
+        "patching",
+        "DELETE FROM patching WHERE (layer, sublayer, position) = (3, 'ffn', 'last')",
+        "not the same pairs at every layer",
+    ),
+    "patching: endless": (
+        "patching",
+        "UPDATE patching SET restored = 'nan' WHERE prompt_id = 0 AND layer = 3",
+        "not the same pairs at every layer",
+    ),
+    "relational: a prompt less": (
+        "relational",
+        "DELETE FROM relational WHERE (method, measure, prompt_id) = ('identity', 'causality', 0)",
+        "not the same prompts at every setting",
+    ),
+    "relational: no success": (
+        "relational",
+        "UPDATE relational SET success = NOT success WHERE method = 'lre' AND prompt_id = 0",
+        "not the same prompts at every setting",
+    ),
+    "relational: two settings on test": (
+        "relational",
+        "INSERT INTO relational SELECT * REPLACE (6 AS layer) FROM relational"
+        " WHERE method = 'lre' AND split = 'test'",
+        "several on test",
+    ),
+    "models: the last token less": (
+        "models",
+        "DELETE FROM vocabularies WHERE token_id = 5",
+        "not just the tokens that model.json counts",
+    ),
+    "models: a token with a wrong number": (
+        "models",
+        "UPDATE vocabularies SET token_id = 60 WHERE token_id = 3",
+        "not just the tokens that model.json counts",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A database in which every table has rows, and none is wrong."""
+    database = make_database(tmp_path_factory.mktemp("made"))
+    with duckdb.connect(str(database)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_database_that_breaks_a_rule_names_the_file(made_up, tmp_path, case):
+    stage, change, says = WRONG[case]
+    grid = {NAMES[0]: [12, 12]}
+    invariants.check_rows(made_up, tmp_path, grid)
+    made_up.begin()
+    try:
+        assert made_up.execute(change).fetchone()[0]  # the number of rows
+        with pytest.raises(Problem, match=f"{tmp_path}/{stage}/{NAMES[0]}.*{says}"):
+            invariants.check_rows(made_up, tmp_path, grid)
+    finally:
+        made_up.rollback()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from vecsweep.statistics import (
     MACROS,
     band,
     chance_among,
+    crossed_means,
     crossover_row,
     difference,
     resampled_means,
@@ -104,6 +105,20 @@ def test_differences_are_paired():
     assert difference(ours, ours, 1000) == (0, 0, 0, 1)
 
 
+def test_p_is_of_the_mean_over_all_vectors():
+    draw = np.random.default_rng(0)
+    theirs = draw.random(30)
+    ours = theirs + draw.normal(0.5, 0.02, (20, 30))
+    ours[0] = theirs
+    p = difference(ours, theirs, 100)[3]
+    assert p == difference(ours.mean(0), theirs, 100)[3] < 0.01
+
+
+def test_vectors_and_prompts_are_drawn_apart():
+    """One draw for both would choose the same numbers of them, and favour the diagonal."""
+    assert crossed_means(np.eye(20), 2000, 0).mean() == pytest.approx(1 / 20, rel=0.1)
+
+
 def test_p_is_uniform_where_nothing_differs():
     draw = np.random.default_rng(1)
     found = [difference(*draw.normal(0, 1, (2, 20)), 500)[3] for _ in range(300)]
@@ -149,6 +164,24 @@ def test_resamples_without_a_crossover_are_said():
     never = np.mean([(mean[1, -1] <= mean[0, -1]) for mean in drawn])
     assert 0.02 < found["uncrossed"] == pytest.approx(never)
     assert found["depth"] >= 0.75 and (np.isnan(found["high"])) == (never > 0.025)
+
+
+def ahead(leads):
+    """Values [prompts, 2, 4] whose answer leads from layer 0 on, or (False) from 1 on."""
+    argument = np.full((len(leads), 4), 0.1)
+    argument[~np.array(leads), 0] = 0.4
+    return np.stack([argument, np.full_like(argument, 0.2)], 1)
+
+
+# The answer never stays ahead, or always is: resamples that cross end the interval on one side.
+@pytest.mark.parametrize(
+    "values", [crossing([True] + [False] * 9), ahead([True] * 7 + [False] * 3)]
+)
+def test_without_a_crossover_there_is_no_interval(values):
+    drawn = resampled_means(values, 500, 0)
+    found = crossover_row(values, drawn, {})
+    assert 0.025 < found["uncrossed"] < 0.975  # so the resamples have an interval
+    assert np.isnan([found["depth"], found["low"], found["high"]]).all()
 
 
 def test_rows_are_spread_as_by_a_pivot():

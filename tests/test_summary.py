@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 
 import duckdb
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 from conftest import command as stage_command
 from conftest import main, run_stage
 from vecsweep import tables
-from vecsweep.files import write_table
+from vecsweep.files import read_table, write_table
+from vecsweep.stages.summary import add_runs
 from vecsweep.statistics import crossover_depths, resampled_means, wilson
 
 LAYERS = {"a": 4, "b": 3}  # of each model; blocks of two layers
 TASKS = ["towns", "verbs"]
 PROMPTS = 12
+INSIDE = 9  # prompts that are in domain, where some are not
 SETS = ("abstractive", "extractive")
 VOCABULARY = 50
 
@@ -152,7 +155,7 @@ def query(summary):
         yield lambda sql: database.execute(sql).fetchall()
 
 
-def reciprocal_ranks(model, task, prompt_set, target, subset):
+def reciprocal_ranks(model, task, prompt_set, target, subset, prompts=PROMPTS):
     """[prompts, layers] of reciprocal ranks in the stream that leaves each layer."""
     last = LAYERS[model] - 1
     return np.array(
@@ -161,7 +164,7 @@ def reciprocal_ranks(model, task, prompt_set, target, subset):
                 1 / (1 + ranks(model, task, prompt_set, number, layer, "resid_post")[target])
                 for layer in range(last + 1)
             ]
-            for number in range(PROMPTS)
+            for number in range(prompts)
             if subset == "all" or ranks(model, task, prompt_set, number, last, "resid_post")[1] == 0
         ]
     )
@@ -385,3 +388,70 @@ def test_damaged_result_is_named(results, tmp_path, refused, file, spoil):
         path.write_bytes(whole)
     assert file in line and len(line) < 400
     assert not list(tmp_path.iterdir())  # no database, not even a hidden half of one
+
+
+@pytest.fixture(scope="module")
+def inside(results, tmp_path_factory):
+    """query(sql) of the same sweep with prompts out of domain, which would change every mean."""
+    folder = tmp_path_factory.mktemp("outside")
+    copied = shutil.copytree(results, folder / "results")
+    for path in copied.glob("prompts/*/*.parquet"):
+        rows = read_table(path).to_pylist()
+        for row in rows:
+            row["out_of_domain"] = row["prompt_id"] >= INSIDE
+            row["answer_tokens"] = [[6, 7], [8, 9]][row["prompt_id"] % 2]
+        write(path, rows, tables.schema("prompts"))
+    for path in copied.glob("attribution/*/*.parquet"):
+        rows = read_table(path).to_pylist()
+        for row in rows:
+            number = row["prompt_id"]
+            row |= {"contribution": float(number), "correct": number % 3 > 0}
+        tables.write("attribution", rows, path)
+    summarize(copied, folder)
+    with duckdb.connect(str(folder / "summary.duckdb"), read_only=True) as database:
+        yield lambda sql: database.execute(sql).fetchall()
+
+
+@pytest.mark.parametrize("model, task, prompt_set, subset", CELLS)
+def test_curves_and_crossovers_are_of_prompts_in_domain(inside, model, task, prompt_set, subset):
+    where = f"WHERE (model, task, prompt_set, subset) = {(model, task, prompt_set, subset)}"
+    argument, answer = (
+        reciprocal_ranks(model, task, prompt_set, k, subset, INSIDE) for k in (0, 1)
+    )
+    rows = inside(
+        f"SELECT prompts, reciprocal_rank FROM curves {where} ORDER BY target DESC, layer"
+    )
+    assert {count for count, _ in rows} == {len(argument)}
+    means = [*argument.mean(0), *answer.mean(0)]
+    assert [mean for _, mean in rows] == pytest.approx(means, rel=1e-6)
+    (row,) = inside(f"SELECT prompts, argument_end, answer_end FROM crossovers {where}")
+    ends = [argument[:, -1].mean(), answer[:, -1].mean()]
+    assert row == pytest.approx((len(argument), *ends), rel=1e-6)
+
+
+def test_patterns_are_of_prompts_in_domain(inside):
+    rows = inside(
+        "SELECT model, task, prompt_set, prompts, correct, chance FROM patterns"
+        " WHERE subset = 'all'"
+    )
+    assert len(rows) == len(CELLS) / 2
+    for model, task, prompt_set, count, correct, chance in rows:
+        right = reciprocal_ranks(model, task, prompt_set, 1, "correct", INSIDE)
+        assert (count, correct) == (INSIDE, pytest.approx(len(right) / INSIDE))
+        assert chance == 0.5  # each accepts two of the task's four answers
+
+
+def test_attribution_is_of_prompts_in_domain_answered_correctly(inside):
+    found = inside("SELECT DISTINCT prompts, contribution FROM attribution_bands")
+    assert found == [(6, (1 + 2 + 4 + 5 + 7 + 8) / 6)]
+
+
+def test_a_lens_is_of_the_machine_that_made_its_states(tmp_path):
+    path = tmp_path / "lens" / "a" / "towns" / "0-1.parquet"
+    write_table(pa.table({"layer": [0]}), path, {"states_host": "first", "host": "second"})
+    with duckdb.connect() as database:
+        database.execute(
+            "CREATE TABLE models AS SELECT 'a' AS model, '' AS dtype, '' AS revision, '' AS sha256"
+        )
+        add_runs(database, tmp_path, {"lens": [str(path)]})
+        assert database.execute("SELECT stage, host FROM runs").fetchall() == [("lens", "first")]

@@ -3,7 +3,9 @@
 import itertools
 import json
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,10 +13,11 @@ import tiny
 from conftest import run_stage
 from test_ablations import rank_range, write_prompts
 from test_edits import plain_run, sublayer_of
+from vecsweep.bands import _part_band, add, add_swap_bands
 from vecsweep.engine import load
 from vecsweep.engine.edits import PARTS
 from vecsweep.engine.readout import Readout
-from vecsweep.files import read_table
+from vecsweep.files import PACKAGE, read_table
 from vecsweep.stages.swaps import exchange, partners
 from vecsweep.statistics import SEED, pair_band, shares, wilson
 from vecsweep.tasks.rows import kept_rows
@@ -267,3 +270,56 @@ def test_wilson():
     # Published values: 95 % intervals of 81 of 263 (Newcombe 1998) and of 0 of 10.
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=5e-5)
+
+
+def test_the_band_without_a_layer_is_of_prompts_whose_answer_that_ffn_put_on_top():
+    """Of the two groups each within itself; those by attention neither take nor give."""
+    sites = {0: (1, "ffn"), 1: (1, "both"), 2: (1, "attention"), 3: (2, "ffn"), 4: (2, "ffn")}
+    sites |= {5: (3, "ffn"), 6: (3, "attention")}
+    groups = [{0, 1}, {3, 4}]
+    rows = []
+    for (taker, giver), layer in itertools.product(itertools.permutations(sites, 2), (1, 2, 3)):
+        at, site = sites[taker]
+        counted = at == layer and {taker, giver} in groups
+        rows.append(
+            {"model": "a", "task": "towns", "sublayer": "ffn", "layer": layer}
+            | {"prompt_id": taker, "other_id": giver, "function_layer": at, "function_site": site}
+            # All keep their own answer there, and nobody elsewhere.
+            | {"outcome": "own" if counted else "others"}
+        )
+    with duckdb.connect() as connection:
+        add(connection, "swaps", pd.DataFrame(rows))
+        add_swap_bands(connection, 100, 0)
+        found = connection.execute(
+            "SELECT pairs, prompts, own, others FROM swap_bands WHERE layer IS NULL"
+        ).fetchall()
+    assert found == [(4, 4, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    "changed, verdict",
+    [
+        ({"own_dropped": 0.7}, "idle"),
+        ({"own_dropped": 0.4, "own_low": 0.6}, "function"),
+        ({"own_dropped": 0.7, "own_low": 0.6}, "idle"),
+        ({"own_dropped": 0.7, "others_low": 0.6}, "fact"),
+        ({"own_low": 0.4}, "neither"),
+        ({"own_low": 0.6, "prompts": 5}, "too few"),
+    ],
+)
+def test_verdicts(changed, verdict):
+    numbers = ("pairs", "own_high", "others_high", "own_dropped_low", "own_dropped_high")
+    numbers += ("own", "own_low", "others", "others_low", "own_dropped")
+    row = {"model": "a", "task": "towns", "sublayer": "ffn", "layer": None, "prompts": 6}
+    ids = {"model": "a", "task": "towns", "function_layer": 1, "function_site": "ffn"}
+    with duckdb.connect() as connection:
+        add(connection, "swap_bands", pd.DataFrame([row | dict.fromkeys(numbers, 0.1) | changed]))
+        add(connection, "swaps", pd.DataFrame([ids | {"prompt_id": i} for i in (0, 1)]))
+        query = (PACKAGE / "sql" / "tables" / "swap_verdicts.sql").read_text()
+        assert [r[-1] for r in connection.execute(query).fetchall()] == [verdict]
+
+
+def test_shares_of_parts_are_of_the_lift():
+    """From .2 the whole lifts to .8 and the part to .5: half of it, though .5 is more of .8."""
+    rows = pd.DataFrame({"before": [0.2] * 30, "after": [0.5] * 30, "whole": [0.8] * 30})
+    assert _part_band(rows, 100)[:3] == pytest.approx((0.5, 0.5, 0.5))
