@@ -191,7 +191,9 @@ def test_the_methods_stand_side_by_side_as_measured():
         own = here.loc["task vector"]
         surely += own.difference > 0 and own.p_holm < 0.05
     assert (largest, surely) == (5, 2)
-    assert "the largest in five of the eight, and surely above the o-vector in two of the four" in text
+    assert (
+        "the largest in five of the eight, and surely above the o-vector in two of the four" in text
+    )
 
 
 def test_the_linear_maps_table_is_the_measured_one():
