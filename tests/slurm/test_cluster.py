@@ -1,6 +1,7 @@
 """A whole sweep by `snakemake --cores all --profile slurm`, checked by Slurm's own records."""
 
 from slurm.conftest import ENDS, jobs, last_job
+from slurm.test_tools import cells, tool
 
 
 # With tasks_per_job: auto one job takes all tasks of a stage, and has no wildcards.
@@ -71,6 +72,19 @@ def test_tables_of_the_sweep(project, swept):
 def test_a_second_run_submits_nothing(project, swept):
     done = project.slurm(*ENDS)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout
+
+
+def test_status_of_a_finished_sweep(project, swept):
+    done = tool(project, "status", "--jobs")
+    assert done.returncode == 0, done.stderr
+    table = cells(done.stdout)
+    for model in ("seq", "wide"):
+        assert table[model, "done"] == []  # the model itself has no task
+        for task in ("towns", "verbs"):
+            assert table[model, task] == ["done"] * 5
+    jobs = {line.split()[0]: line.split()[1] for line in done.stdout.split("\n\n")[-1].splitlines()}
+    assert int(jobs["lens"]) >= 3 and int(jobs["summary"]) == 1
+    assert "jobs left:" not in done.stdout and "failed:" not in done.stdout
 
 
 def test_a_model_and_a_task_more_submit_their_own_jobs(project, swept):
