@@ -6,6 +6,7 @@ import yaml
 
 from conftest import main
 from vecsweep.engine import gpu
+from vecsweep.tools import status
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -45,6 +46,14 @@ def test_memory_of_gpus(tmp_path, monkeypatch, capsys):
     table = jobs_table(tmp_path, monkeypatch, capsys)
     assert table["states"] == ["2", "20", "30", "2000", "3000", "1.5", "3", "70000", "of", "80000"]
     assert table["lens"] == ["1", "5", "5", "500", "500", "1.5", "-", "-"]
+
+
+def test_what_a_cell_takes_is_of_the_configs_own_jobs():
+    """One job may take several cells; what other models and cuts took is no part of it."""
+    cells = [("a", "done"), ("a", "outdated"), ("b", "missing"), ("c", "done")]
+    rows = [{"stage": "lens", "log": log, "state": state} for log, state in cells]
+    jobs = [{"seconds": s, "log": log} for log, s in (("a", 60), ("c", 30), ("gone", 1000))]
+    assert status.seconds_each(rows, {"lens": jobs, "states": jobs}) == {"lens": 30}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -65,7 +65,6 @@ try:
     REQUESTS = Requests(config["models"], SITE)
     if ON_CLUSTER and workflow.is_main_process:
         REQUESTS.check_spread()
-    SMALL_GPUS = REQUESTS.small_gpus() if workflow.is_main_process else []
 except Problem as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -80,7 +79,7 @@ VECSWEEP = (
 
 if workflow.is_main_process:
     slurm.mend()
-    for line in SMALL_GPUS:
+    for line in REQUESTS.small_gpus():
         logger.warning(line)
 
 

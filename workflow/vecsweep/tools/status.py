@@ -72,8 +72,7 @@ def state_of_cells(sweep: Sweep, logs: Path, queue: dict) -> list[dict]:
         elif (stage.name, cell) in gone or all(
             Path(path).exists() for path in sweep.outputs(stage, cell).values()
         ):
-            remade = (stage.name, cell) in sweep.outdated and (stage.name, cell) not in gone
-            state = "outdated" if remade else "done"
+            state = "outdated" if (stage.name, cell) in sweep.outdated else "done"
         elif not log.exists():
             state = "missing"
         else:
@@ -147,7 +146,8 @@ def seconds_each(rows: list[dict], used: dict) -> dict[str, float]:
     in the config do not count.
     """
     logs = {row["log"] for row in rows}
-    done = Counter(row["stage"] for row in rows if row["state"] == "done")
+    # What is outdated took its time too.
+    done = Counter(row["stage"] for row in rows if row["state"] in ("done", "outdated"))
     return {
         stage: sum(job["seconds"] for job in jobs if job["log"] in logs) / done[stage]
         for stage, jobs in used.items()
