@@ -163,6 +163,7 @@ def swept(content):
 GRIDS = [
     ("packaged-name", edited(("tasks", "capitols"), {}), "tasks > capitols", "did you mean 'capitals'?"),
     ("100-demonstrations", edited(("prompts", "demonstrations"), 100), "demonstrations: 100", "has only 49"),
+    ("tuned-few", edited(("tuned", "tasks"), ["capitals"], edited(("prompts", "max_prompts"), 9)), "tuned > tasks: capitals have at most 9 train pairs", "10 are needed"),
 ]  # fmt: skip
 
 

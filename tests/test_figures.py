@@ -583,7 +583,7 @@ def test_without_a_correct_prompt(name, drawn):
         *("interventions", "intervention_example", "start_layers", "methods", "others_answers"),
         *("methods_by_layer", "parts"),
     ):
-        said[name_of] = "no prompt gave an o-vector"
+        said[name_of] = "no prompt is a donor of an o-vector"
     assert said.get(name, "too few, n = 0 of 12") in written
 
 

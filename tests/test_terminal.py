@@ -14,7 +14,7 @@ import yaml
 import planted
 import tiny
 import warm
-from conftest import REPO, main
+from conftest import REPO, copy_code, main
 from vecsweep import config, tables
 from vecsweep.files import read_table
 from vecsweep.first_look import first_look
@@ -293,6 +293,27 @@ def test_a_failed_job_is_the_last_thing_that_a_run_says(project):
     assert [(project / goal).exists() for goal in GOALS] == [False, True, True]
     code, lines = lines_of(project, "--", *GOALS[1:])
     assert code == 0 and lines == ["Every result is there already."]
+
+
+def test_another_checkout_than_the_installed_one(project, tmp_path):
+    """Its own package is loaded, by the logger too; from elsewhere, where the logger has loaded the
+    installed one, nothing starts: two are not mixed."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    copy_code(clone)
+    with (clone / "workflow" / "vecsweep" / "__init__.py").open("a") as package:
+        package.write("__version__ = 'of the clone'\n")
+    with (clone / "workflow" / "vecsweep" / "progress.py").open("a") as module:
+        module.write("import vecsweep\nprint(f'Shown by {vecsweep.__version__}')\n")
+    words = ["snakemake", "--logger", "vecsweep", "--cores", "2", "--dry-run", "-s"]
+    words += [clone / "Snakefile", "--directory", project, "--configfile", project / "config.yaml"]
+    for here, says, code in (
+        (clone, "Shown by of the clone", 0),
+        (tmp_path, f"the package of {REPO} was loaded with the Snakefile of {clone}; start", 1),
+    ):
+        done = subprocess.run(words, cwd=here, capture_output=True, text=True)
+        assert done.returncode == code and says in done.stdout + done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_bars_on_a_terminal(project):

@@ -38,6 +38,13 @@ HERE = PACKAGE.parent.parent if IN_MODULE else BASE.parent if BASE.name == "work
 # As a module of another workflow: where its `prefix` or `replace_prefix` puts results.
 RESULTS = workflow.modifier.path_modifier.replace_prefix("results/").rstrip("/")
 
+CODE_HERE = HERE / "workflow" / "vecsweep"
+if CODE_HERE.is_dir() and not CODE_HERE.samefile(PACKAGE):
+    raise WorkflowError(
+        f"the package of {PACKAGE.parent.parent} was loaded with the Snakefile of {HERE}; "
+        "start from that folder, or without --logger vecsweep"
+    )
+
 
 def declared(path):
     """A path as rules name it: Snakemake itself puts a module's prefix before relative ones."""

@@ -3,6 +3,9 @@
 Snakemake finds a logger by the name of its package, so this one stands beside `vecsweep`.
 """
 
+import sys
+from pathlib import Path
+
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 
@@ -16,6 +19,10 @@ class LogHandler(LogHandlerBase):
     needs_rulegraph = False
 
     def __post_init__(self) -> None:
+        # Of a checkout other than the installed one its own package, as its Snakefile would import.
+        here = Path("workflow").absolute()
+        if (here / "vecsweep").is_dir():
+            sys.path.insert(0, str(here))
         from vecsweep.progress import Display  # not in each of a cluster's jobs
 
         self.display = Display(dryrun=self.common_settings.dryrun)

@@ -29,10 +29,12 @@ from vecsweep.layout import (
 )
 from vecsweep.tasks import chat
 from vecsweep.tasks.formats import locate
+from vecsweep.tasks.splits import split_rows
 
 Groups = dict[str, dict[str, list[list[str]]]]  # model -> stage -> tasks of a job
 
 
+FEWEST_TUNED = 10  # train pairs of a tuned lens: fewer could not both teach and choose
 MOST_THREADS = 4  # of a job: with more, small matrices only wait for each other
 # This process's run: which tasks a job takes together, by model and stage.
 GROUPS: Groups = {}
@@ -54,7 +56,24 @@ class Sweep:
         found = {name: self.load_task(name) for name in self.tasks}
         number = self.config.get("prompts", {}).get("demonstrations", 0)
         tasks.check_grid(found, number, packaged())
+        self._check_tuned(found)
         return found
+
+    def _check_tuned(self, loaded):
+        """Problem if the tasks of the tuned lens cannot have as many train pairs as it needs."""
+        some = self.listed("tuned.tasks") if "tuned" in self.config else []
+        pairs = 0
+        for name in some:
+            most, seed = (
+                self._setting(f"prompts.{key}", Cell(task=name)) for key in ("max_prompts", "seed")
+            )
+            found = split_rows(loaded[name], seed).count("train")
+            pairs += min(found, most) if most else found
+        if some and pairs < FEWEST_TUNED:
+            raise Problem(
+                f"config, tuned > tasks: {', '.join(some)} have at most {pairs} train pairs, "
+                f"{FEWEST_TUNED} are needed; name more tasks there, or raise max_prompts"
+            )
 
     def task_file(self, task: str) -> str:
         """A task's file, relative to this folder where it is the packaged one."""

@@ -31,8 +31,8 @@ from vecsweep.engine.products import (
 )
 from vecsweep.engine.readout import Readout
 
-# A block of 256 states x 1024 tokens: its logits stay in a core's cache.
-ROWS, CHUNK = 256, 1024
+# A block of at most 384 states x 1024 tokens: its logits stay in a core's cache.
+ROWS, CHUNK = 384, 1024
 # Directions that a block's states share; the quick product is of what these do not explain. More
 # leave less in doubt, and cost more: as many as a vector has float32 lanes do best, or twice that.
 DIRECTIONS = 16
@@ -285,10 +285,12 @@ class Pass:
         self.readout, self.states = readout, normed.contiguous()
         self.kinds, self.top_k = [*kinds, "float32"], top_k
         ends = list(itertools.accumulate(sizes))
+        # Of like sizes: a block of few states pays as much for its directions as a large one.
         self.places = [
-            slice(i, min(i + ROWS, end))
+            slice(end - size + size * i // blocks, end - size + size * (i + 1) // blocks)
             for size, end in zip(sizes, ends)
-            for i in range(end - size, end, ROWS)
+            for blocks in [math.ceil(size / ROWS)]
+            for i in range(blocks)
         ]
         self.bias = np.zeros(1, np.float32) if readout.bias is None else readout.bias.numpy()
         exact = np.empty(tokens.shape)

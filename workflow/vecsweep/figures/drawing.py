@@ -20,7 +20,7 @@ APPLIED, NEUTRAL, GREY = "#029E73", "#CFCFCF", "#6B6B6B"
 PALE, PURPLE, OCHRE = "#8CCBEF", "#CC78BC", "#DE8F05"
 PANELS, MODELS = 8, 4  # at most in one figure: print that is larger than a page is not read
 NO_TASK = "no task's o-vectors were injected"
-NO_VECTOR = "no prompt gave an o-vector"
+NO_VECTOR = "no prompt is a donor of an o-vector"
 FONT = "DejaVu Sans"  # comes with matplotlib, so that figures look the same everywhere
 
 

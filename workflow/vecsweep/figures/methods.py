@@ -123,7 +123,7 @@ def compared(connection, measure: str, text: str, lines: dict, mark, keys=()):
                 "fontsize": 6.5,
             }
             under = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-            panel.annotate(NO_VECTOR.replace("gave ", "gave\n"), **at, bbox=under, **look)
+            panel.annotate(NO_VECTOR.replace("donor ", "donor\n"), **at, bbox=under, **look)
         for y, name in enumerate(shown):
             if name in rows:
                 row, colour = rows[name], METHODS[name][1][0]

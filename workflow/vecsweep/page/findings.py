@@ -165,7 +165,7 @@ def paper(words: str) -> str:
 def best_cell(row: dict) -> tuple[str, float]:
     kind = row["lift"]
     if kind in ("not injected", "no vector"):
-        return small("not tested" if kind == "not injected" else "no prompt gave a vector"), -9
+        return small("not tested" if kind == "not injected" else "no prompt is a donor"), -9
     n = row["test_prompts"]
     if kind == "too few":
         made = chip("lift too-few", f"too few: n = {n}", link(row))

@@ -57,7 +57,7 @@ function ofModel(task, model, level) {
       make("p", { class: "small" }, "In-domain test prompts in novel contexts; dashed: before; open: controls, which must not know the answer; a star: differs from the o-vector, p < 0.05 after Holm’s correction. Bars: 95 %, bootstrap."),
       make("details", {}, make("summary", {}, "The numbers"), make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Methods of ${model.model}` }, make("table", { class: "plain" },
         make("caption", {}, `By chance the own answer would stand at ${number(methods[0].among_chance)} among all.`), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body)))));
-  } else part.append(make("p", {}, task.injected ? "No train prompt gave an o-vector that could be tested." : "The sweep’s config does not test vectors of this relation."));
+  } else part.append(make("p", {}, task.injected ? "No train prompt is a donor of an o-vector, or none of its could be tested." : "The sweep’s config does not test vectors of this relation."));
   part.append(make("p", {}, "More: ", make("a", { href: `#prompts/${model.model}/${task.task}` }, "its prompts by layer"), ", rows of ",
     ...["findings", "patterns", "methods", "paper_comparison"].map((name, k) =>
       [k ? ", " : "", make("a", { href: `#tables/${name}/${task.task}` }, name)]).flat(), "."));

@@ -17,10 +17,10 @@ from vecsweep.engine.readout import Readout, target_tokens
 from vecsweep.engine.translators import LEAST_GAIN, Translator, divergence, ends_of, fit, tokens_for
 from vecsweep.files import once, read_json
 from vecsweep.layout import STAGES
+from vecsweep.sweep import FEWEST_TUNED
 from vecsweep.tasks.rows import CAPTURED, kept_rows, states_of, unseen
 
 SITE = "resid_post"
-FEWEST = 10  # train pairs: fewer could not both teach and choose
 
 
 def run(args):
@@ -74,9 +74,9 @@ def deal(rows: list[dict], seed: int) -> tuple[list[int], list[int], list[int]]:
     """
     train = [row for row in rows if row["split"] == "train"]
     pairs = sorted({(row["task"], row["prompt_id"]) for row in train})
-    if len(pairs) < FEWEST:
+    if len(pairs) < FEWEST_TUNED:
         raise Problem(
-            f"only {len(pairs)} train pairs in the tasks of tuned > tasks, {FEWEST} are needed; "
+            f"only {len(pairs)} train pairs in the tasks of tuned > tasks, {FEWEST_TUNED} are needed; "
             "name more tasks there, or raise max_prompts"
         )
     held = set(random.Random(f"{seed} held out").sample(pairs, len(pairs) // 5))

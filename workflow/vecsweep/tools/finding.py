@@ -64,7 +64,9 @@ def finding(rows: list[dict], lifted: int, tried: int) -> list[str]:
     `rows` are those of QUERY, the surest first; `lifted` and `tried` those of LIFTED.
     """
     if not rows:
-        return ["No finding: no prompt of the tasks under `interventions` gave an o-vector."]
+        return [
+            "No finding: no prompt of the tasks under `interventions` is a donor of an o-vector."
+        ]
     fair = [row for row in rows if row["enough"]]
     if not fair:
         first = rows[0]

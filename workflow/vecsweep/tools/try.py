@@ -44,7 +44,7 @@ def run(args):
             {path.parent.name for path in folder.parent.glob("*/*.parquet") if rows_in(path)}
         )
         raise Problem(
-            f"no prompt of {args.task} gave an o-vector in {args.model}; "
+            f"no prompt of {args.task} is a donor of an o-vector in {args.model}; "
             + (f"these tasks have one: {', '.join(able)}" if able else "nor of any other task")
         )
     if read_json(args.results / "settings" / "prompts" / f"{cell}.json").get("chat"):
