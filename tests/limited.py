@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import faults
 import tiny
 from vecsweep import Problem
 from vecsweep.engine import decoding, edits, forward, jacobian, load
@@ -110,6 +111,11 @@ def test_halved_until_it_fits(case, kind, tmp_path):
     assert whole.keys() == found.keys() and len(whole) > 8
     for name, expected in whole.items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+    sees = "`X N tokens at a time do not fit in memory; goes on with N; batch_tokens: N in the config spares the "
+    sees += "attempt`"
+    faults.note(
+        "a batch does not fit in memory", sees, said, "at once", "equal to 1e-5: batches differ"
+    )
 
 
 @pytest.mark.parametrize("case", ["states", "edits"])

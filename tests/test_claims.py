@@ -1,11 +1,13 @@
 """Words follow numbers: each sentence of table claims, and of the README, against the rows it names."""
 
 import re
+import shutil
 
 import duckdb
 import pandas as pd
 import pytest
 
+import faults
 from conftest import REPO
 from test_figures import make_database
 
@@ -66,8 +68,12 @@ def check(claims: pd.DataFrame, methods: pd.DataFrame) -> int:
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory):
-    database = make_database(tmp_path_factory.mktemp("claims"), 2, 7)
+def database(tmp_path_factory):
+    return make_database(tmp_path_factory.mktemp("claims"), 2, 7)
+
+
+@pytest.fixture(scope="module")
+def made_up(database):
     with duckdb.connect(str(database), read_only=True) as connection:
         yield lambda table: connection.execute(f"FROM {table}").df()
 
@@ -78,6 +84,26 @@ def test_every_claim_stands_on_its_rows(made_up):
     assert claims.sentence.notna().all() and (claims.sentence.str.len() > 20).all()
     # Every method that may be the strongest has words.
     assert set(methods.method) - set(PARTS_OF_ALL) <= set(WORDS)
+
+
+def test_a_claim_says_which_of_two_out_of_domain_sets_it_is_of(database, made_up, tmp_path):
+    with duckdb.connect(shutil.copy(database, tmp_path / "copy.duckdb")) as connection:
+        connection.execute(
+            """INSERT INTO effects SELECT * REPLACE ('us_capitals' AS task, 23 AS prompts)
+               FROM effects WHERE ovector_task = 'past_tense' AND domain = 'out'"""
+        )
+        claims = connection.execute("FROM claims").df()
+    two = (claims.task == "past_tense") & (claims.domain == "out")
+    own = claims[two & (claims.prompts_of == "past_tense")].sentence
+    assert [*own] == ["irregular: Too few test prompts (4) for a finding."] * 2
+    other = claims[two & (claims.prompts_of == "us_capitals")].sentence
+    assert len(other) == 2 and other.str.startswith("US capitals: The FFN update of ").all()
+    # Nothing is said of what there is one of.
+    pd.testing.assert_frame_equal(
+        claims[claims.domain == "in"].reset_index(drop=True),
+        made_up("claims").query("domain == 'in'").reset_index(drop=True),
+    )
+    assert "Too few test prompts (6) for a finding." in [*claims.sentence]
 
 
 def test_every_exchange_is_put_in_words(made_up):
@@ -265,3 +291,10 @@ def test_the_readme_table_is_the_measured_one():
             f" n = {row.prompts}: {row.verdict}"
         )
         assert re.search(re.escape(" | ".join(["", task, *cells, ""]).strip()), readme()), cells
+
+
+def test_the_table_of_faults_is_what_tests_noted():
+    _, table, _ = faults.parts(faults.DOCS.read_text())
+    assert table == faults.table() and len(faults.rows()) > 15
+    tests = "".join(path.read_text() for path in (REPO / "tests").rglob("*.py"))
+    assert [row["fault"] for row in faults.rows() if row["fault"] not in tests] == []

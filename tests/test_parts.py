@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import Cache
 
+import faults
 import planted
 from conftest import HOW, command, main
 from test_interventions import SETTINGS, cell
@@ -218,6 +219,8 @@ def test_killed_at_any_moment(long, undisturbed, tmp_path, stage):
     run(long(stage, tmp_path), log)
     assert results(tmp_path) == expected and "table.parquet" in expected
     assert {path.name for path in tmp_path.iterdir()} == {"log", *expected}
+    what = "a long stage killed (-9), at three random moments (`interventions`: at ten)"
+    faults.note(what, "the next try goes on from its finished pieces, and says so", "")
 
 
 def killed_after(long, stage, folder, count):

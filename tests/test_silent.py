@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+import faults
 import tiny
 from test_figures import NAMES, make_database
 from vecsweep import Problem, config, invariants
@@ -33,6 +34,7 @@ from vecsweep.files import (
 )
 from vecsweep.layout import STAGES, SUMMARY, Cell
 from vecsweep.stages.prompts import Reader
+from vecsweep.stages.summary import text
 from vecsweep.sweep import Sweep, note, read_note
 
 FLIPS = int(os.environ.get("VECSWEEP_FLIPS", 100))
@@ -174,6 +176,7 @@ def test_flipped_bytes_change_no_table_in_silence(swept, capsys):
     kinds, generator = readers(swept), random.Random(0)
     wholes = {}
     outcomes = dict.fromkeys(kinds, 0)
+    said_of = set()
     for number in range(FLIPS):
         kind = [*kinds][number % len(kinds)]
         paths, reader = kinds[kind]
@@ -188,6 +191,7 @@ def test_flipped_bytes_change_no_table_in_silence(swept, capsys):
                 found = reader(path)
             except Problem as problem:
                 assert str(path) in str(problem) and len(str(problem).splitlines()) == 1
+                said_of.add(str(problem))
                 outcomes[kind] += 1
                 continue
         said = capsys.readouterr().err
@@ -201,6 +205,9 @@ def test_flipped_bytes_change_no_table_in_silence(swept, capsys):
             same = found == wholes[path]
         assert same or str(path) in said, (path, number)
     print({kind: f"{outcomes[kind]} refused" for kind in kinds})
+    what = "one byte changed, at random, in any file of a finished sweep"
+    sees = "`X is damaged`, or a word about what cannot be read, with the file's name; none passes in silence"
+    faults.note(what, sees, " ".join(said_of), "when read")
     for kind in ("parquet", "tensors", "tokenizer", "weights", "database"):
         assert outcomes[kind] > 0.9 * (FLIPS // len(kinds)), kind
 
@@ -519,6 +526,10 @@ def test_summary_on_a_full_disk_leaves_nothing_and_then_works(swept, refused, tm
             line = refused(command)
             assert f"cannot write {disk}/summary.duckdb" in line, line
             assert not list(disk.iterdir())
+            sees = (
+                "`cannot write X`; no database is left, nor half a table: make room and run again"
+            )
+            faults.note("disk full in the summary", sees, line, "when written")
             grow(disk)
             assert main(command) == 0
         assert database_content(disk / "summary.duckdb") == database_content(
@@ -526,6 +537,18 @@ def test_summary_on_a_full_disk_leaves_nothing_and_then_works(swept, refused, tm
         )
         for path in (swept.results / "tables").iterdir():
             assert (disk / "tables" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_folders_with_an_apostrophe(swept, tmp_path):
+    """SQL takes it for the end of the name."""
+    folder = tmp_path / "o'brien é x"
+    folder.mkdir()
+    command = summary(swept.sweep, database=folder / "summary.duckdb", tables=folder / "tables")
+    assert main(command) == 0
+    path = swept.results / "tables" / "findings.csv"
+    assert (folder / "tables" / path.name).read_bytes() == path.read_bytes()
+    with duckdb.connect() as connection:
+        assert connection.execute(f"SELECT {text(folder)}").fetchone() == (str(folder),)
 
 
 NUMBERS = list(range(200_000))

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -280,6 +281,16 @@ def processes(job):
         if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{job}."):
             with suppress(psutil.NoSuchProcess):  # a step may end meanwhile
                 yield from [process, *process.children(recursive=True)]
+
+
+def seconds_until_again(project, rule, since=None):
+    """From the end of a rule's first job, or a datetime before, to the submission of its next one."""
+    fields = ["-X", "-n", "-P", "-o", "JobIDRaw,Comment,Submit,End"]
+    rows = [row.split("|") for row in project.cluster.run("sacct", *fields).splitlines()]
+    rows = [row for row in rows if int(row[0]) > project.last and row[1].startswith(f"rule_{rule}")]
+    (_, _, _, end), (_, _, again, _) = sorted(rows, key=lambda row: int(row[0]))[:2]
+    start = since or datetime.fromisoformat(end)
+    return (datetime.fromisoformat(again) - start).total_seconds()
 
 
 def states(project, rule):

@@ -7,11 +7,23 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from datetime import datetime
 
 import psutil
 import pytest
 
-from slurm.conftest import END, GUARD, RUN, jobs, processes, remove, running, states
+from faults import note
+from slurm.conftest import (
+    END,
+    GUARD,
+    RUN,
+    jobs,
+    processes,
+    remove,
+    running,
+    seconds_until_again,
+    states,
+)
 
 
 def test_cancelled_hung_and_hungry_jobs_are_tried_again(fault):
@@ -32,6 +44,13 @@ def test_cancelled_hung_and_hungry_jobs_are_tried_again(fault):
     # Slurm 22.05 calls it FAILED when its sampling finds the job over its memory.
     assert asked.pop("60M") in ("FAILED", "OUT_OF_MEMORY")
     assert asked == {"2000M": "COMPLETED"}
+    for what, rule in (
+        ("job cancelled", "stages_wide_towns"),
+        ("job runs out of time", "stages_wildcards_seq_towns"),
+        ("job runs out of memory", "lens"),
+    ):
+        sees = "`Trying to restart job N`: with as much memory and time on top"
+        note(what, sees, fault.output(), seconds_until_again(fault, rule))
 
 
 def test_snakemake_killed_and_resumed(fault):
@@ -60,6 +79,10 @@ def test_snakemake_killed_and_resumed(fault):
     ends = {job: (submit, end) for job, submit, end in rows if int(job) > fault.last}
     new = [job for job in ends if job not in left]
     assert max(ends[job][1] for job in left) <= min(ends[job][0] for job in new)
+    sees = "its jobs live on. `vecsweep resume` cancels those of this folder (`cancelling Slurm jobs left over: N`), "
+    sees += "waits until they have ended, unlocks and goes on"
+    said = f"vecsweep resume: {done.stdout}{done.stderr}"
+    note("Snakemake killed (-9), login node lost", sees, said)
 
 
 def damage(path, change):
@@ -121,6 +144,11 @@ def test_damaged_states_and_a_full_disk_are_named(fault, tmp_path):
     assert "delete it and run again" in done.stdout
     says = "cannot write results/stages/wide/towns.parquet: No space left on device"
     assert says in done.stdout, done.stdout
+    sees = "`X is damaged ...; delete it and run again`, by the job that reads it; the rest goes on"
+    note("result damaged (cut short, one bit flipped)", sees, done.stdout, "when read")
+    sees = "`cannot write X No space left on device`; nothing half is left, the rest goes on: make room and "
+    sees += "run again"
+    note("disk full", sees, done.stdout, "when written")
     for path in broken:
         path.unlink()
     done = fault.slurm(END)
@@ -154,8 +182,14 @@ def test_killed_node_loses_its_job_to_another(fault):
     remove(fault, "stages/seq/towns.parquet")
     sweep = fault.start(*RUN, END)
     job, node = running(fault, "stages")
+    since = datetime.now()
     kill_node(fault.cluster, node, job)
     code = sweep.wait(timeout=GUARD)
     start_node(fault.cluster, node)
     assert code == 0, fault.output()
     assert states(fault, "stages") == {"seq_towns": ["NODE_FAIL", "COMPLETED"]}
+    sees = (
+        "`Trying to restart job N`: on another node. Slurm itself waits `SlurmdTimeout`, here 10 s"
+    )
+    said = f"{fault.output()} SlurmdTimeout"
+    note("node lost", sees, said, seconds_until_again(fault, "stages", since))

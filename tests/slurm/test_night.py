@@ -7,7 +7,6 @@ import subprocess
 import termios
 import time
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from slurm.conftest import GUARD, RUN, jobs, processes, running, states
+from faults import note
+from slurm.conftest import GUARD, RUN, jobs, processes, running, seconds_until_again, states
 from slurm.test_faults import start_node
 
 STAGES = [f"results/stages/seq/{task}.parquet" for task in ("towns", "verbs")]
@@ -46,15 +46,6 @@ def without(project, *paths):
         (project.folder / path).unlink()
 
 
-def seconds_until_again(project, rule):
-    """From the end of a rule's first job to the submission of its second one."""
-    fields = ["-X", "-n", "-P", "-o", "JobIDRaw,Comment,Submit,End"]
-    rows = [row.split("|") for row in project.cluster.run("sacct", *fields).splitlines()]
-    rows = [row for row in rows if int(row[0]) > project.last and row[1].startswith(f"rule_{rule}")]
-    (_, _, _, end), (_, _, again, _) = sorted(rows, key=lambda row: int(row[0]))
-    return (datetime.fromisoformat(again) - datetime.fromisoformat(end)).total_seconds()
-
-
 def test_preempted_job_is_tried_again_and_asks_for_no_more_than_a_node_has(night):
     without(night, STAGES[0])
     asked = [
@@ -71,7 +62,15 @@ def test_preempted_job_is_tried_again_and_asks_for_no_more_than_a_node_has(night
     rows.sort(key=lambda row: int(row["JobIDRaw"]))
     assert [row["State"] for row in rows] == ["PREEMPTED", "COMPLETED"]
     assert [row["Timelimit"] for row in rows] == ["00:09:00", "1-00:00:00"]
-    assert seconds_until_again(night, "stages") < 30
+    seconds = seconds_until_again(night, "stages")
+    assert seconds < 30
+    sees = "`Slurm job N is PREEMPTED`; tried again, and counted as a try"
+    note("job preempted", sees, night.output(), seconds)
+    sees = (
+        "`stages asks for 99999 MB (mem_mb), and gets 16000: no node of its partition gives more`"
+    )
+    what = "more memory or time asked for than the partition has, as by a third try"
+    note(what, sees, night.output(), "at once")
 
 
 def test_full_queue_is_waited_out(night):
@@ -86,6 +85,28 @@ def test_full_queue_is_waited_out(night):
     assert "stages waits to be submitted, for Slurm says: AssocMaxSubmitJobLimit" in done.stdout
     found = {"seq_towns": ["COMPLETED"], "seq_verbs": ["COMPLETED"]}
     assert states(night, "stages") == found
+    sees = "`stages waits to be submitted, for Slurm says: AssocMaxSubmitJobLimit`"
+    sees += "; tried every 5 to 60 s, which uses up no retry"
+    note("queue full (limits of the account)", sees, done.stdout, "at once")
+
+
+def test_controller_that_is_away_is_waited_for(night):
+    without(night, *STAGES)
+    pid = night.cluster.folder / "pids" / "slurmctld"
+    controller = psutil.Process(int(pid.read_text()))
+    controller.kill()
+    sweep = night.start(*RUN, *STAGES, "--retries", "0")
+    sees = "stages waits to be submitted, for Slurm says: Unable to contact slurm controller"
+    while sees not in night.output() and sweep.poll() is None:
+        time.sleep(0.1)
+    log = open(night.cluster.folder / "log" / "slurmctld.again", "w")
+    command = ["setsid", "slurmctld", "-D"]
+    again = subprocess.Popen(command, env=night.cluster.environment, stdout=log, stderr=log)
+    pid.write_text(f"{again.pid}\n")
+    assert sweep.wait(timeout=GUARD) == 0, night.output()
+    assert states(night, "stages") == {"seq_towns": ["COMPLETED"], "seq_verbs": ["COMPLETED"]}
+    sees = f"`{sees}`; tried every 5 to 60 s, which uses up no retry"
+    note("Slurm's controller is away", sees, night.output(), "at once")
 
 
 def test_failed_node_is_given_back_where_there_is_no_other(night):
@@ -113,6 +134,10 @@ def test_failed_node_is_given_back_where_there_is_no_other(night):
     assert "Nodes that failed may be used again: node[1-2]" in night.output()
     # Slurm notes as FAILED what it refused.
     assert states(night, "states_wide_towns") == {"": ["NODE_FAIL", "FAILED", "COMPLETED"]}
+    sees = (
+        "`Nodes that failed may be used again: ...`; until then it gets no job, else for 5 minutes"
+    )
+    note("node lost, and there is no other", sees, night.output(), "at once")
 
 
 def on_the_terminal():
@@ -144,11 +169,36 @@ def test_lost_connection_ends_as_a_wish_to_stop(night):
     running(night, "stages")
     os.close(terminal)
     sweep.wait(timeout=120)
+    sees = "submits nothing more, waits for the jobs that run, unlocks: the same command goes on"
+    note("connection lost (SIGHUP), SIGTERM", sees, "", "at once")
     # What ran was finished, the folder is not locked, and nothing is made twice.
     assert night.cluster.run("squeue", "-h") == ""
     done = night.slurm(*STAGES)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout, done.stdout
     assert states(night, "stages") == {"seq_towns": ["COMPLETED"]}
+
+
+def test_ctrl_c_cancels_and_unlocks(night):
+    without(night, STAGES[0])
+    sweep, terminal = on_a_terminal(night, *RUN, *STAGES)
+    running(night, "stages")
+    os.write(terminal, b"\x03")
+    since, said = time.monotonic(), b""
+    with suppress(OSError):  # of a terminal whose other end is closed
+        while more := os.read(terminal, 4096):
+            said += more
+    os.close(terminal)
+    assert sweep.wait(timeout=GUARD) != 0
+    seconds = time.monotonic() - since
+    for _ in range(300):  # until a cancelled job has ended
+        if not night.cluster.run("squeue", "-h"):
+            break
+        time.sleep(0.1)
+    done = night.slurm(*STAGES)
+    assert done.returncode == 0, done.stdout
+    assert states(night, "stages") == {"seq_towns": ["CANCELLED", "COMPLETED"]}
+    sees = "cancels its jobs, those too that are just being submitted, and unlocks: the same command goes on"
+    note("Ctrl-C", sees, said.decode(), seconds)
 
 
 def test_stopped_process_on_another_node_is_named(night):
@@ -167,8 +217,13 @@ def test_stopped_process_on_another_node_is_named(night):
     since = time.monotonic()
     while stopped.is_running() and time.monotonic() - since < 60:
         time.sleep(0.1)
-    assert time.monotonic() - since < 15
+    seconds = time.monotonic() - since
+    assert seconds < 15
     assert sweep.wait(timeout=GUARD) == 0, night.output()
     assert "process 1 hangs at" in night.output()
     assert "most recent call first" in night.output()
+    sees = "`process 1 hangs at X no progress for 5 s`, and the stacks of all in the stage's log; tried again. "
+    sees += "`VECSWEEP_HANG_SECONDS`, 45, was 5"
+    said = f"{night.output()} VECSWEEP_HANG_SECONDS"
+    note("a process of a sharded model hangs", sees, said, seconds)
     assert states(night, "states_wide_towns") == {"": ["FAILED", "COMPLETED"]}
