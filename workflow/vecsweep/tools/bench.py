@@ -85,6 +85,8 @@ def run(args):
 
 def measure(args, subject, threads: int) -> None:
     """Measure a model's rows on `threads` threads, and write them."""
+    import torch
+
     from vecsweep.engine.batches import keep_memory
     from vecsweep.engine.decoding import fast_bfloat16
     from vecsweep.files import provenance, write_json
@@ -115,6 +117,10 @@ def measure(args, subject, threads: int) -> None:
     path = args.results / "bench" / f"{subject.name}-{place}.json"
     # Rows of another code or machine do not stand beside new ones.
     rows = {row["name"]: row for row in kept(path, said)}
+    if device == "cpu":
+        dtypes = [torch.float32, *[torch.bfloat16] * said["fast_bfloat16"]]
+        said["core_gflops"] = [variants.core_speed(kind) for kind in dtypes]
+        torch.set_num_threads(threads)
     chosen = [name for name in args.only or ROWS if name == ROWS[0] or whole(subject, threads)]
     print(f"{subject.name}, {dtype}, {place}, {threads} thread(s)", flush=True)
 

@@ -28,6 +28,8 @@ def title(content: dict) -> str:
         return f"{content['model']}, {content['host']}, {content['dtype']}"
     count = content["threads"]
     able = ", fast bfloat16" * content["fast_bfloat16"]
+    if "core_gflops" in content:
+        able = ", " + " / ".join(f"{speed:.0f}" for speed in content["core_gflops"]) + " GFLOP/s"
     return f"{content['model']}, {count} thread{'s' * (count > 1)}{able}"
 
 
@@ -63,10 +65,10 @@ def with_table(text: str, results: dict) -> str:
 def write_readme(folder: Path) -> None:
     """Copy what was measured to docs/measured, and put its table into the README."""
     results = measured(folder)
-    text = with_table(README.read_text(), results)
+    text = with_table(README.read_text("utf-8"), results)
     write_json(results, MEASURED)
     with replacing(README) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")
 
 
 def draw(folder: Path) -> None:

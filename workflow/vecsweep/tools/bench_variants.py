@@ -45,6 +45,18 @@ KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 NAMES = ("decoder", "blocks", "ffn_norm", "final_norm", "head")
 
 
+def core_speed(dtype: torch.dtype, size: int = 1536, tries: int = 5) -> float:
+    """GFLOP/s of one thread that multiplies square matrices, at its best of a few tries."""
+    left, right = torch.randn(2, size, size).to(dtype)
+    torch.set_num_threads(1)
+    took = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        left @ right
+        took.append(time.perf_counter() - start)
+    return 2 * size**3 / min(took) / 1e9
+
+
 @dataclass
 class Subject:
     """A model to measure, and where peers find it; `rows(prompt sets, demonstrations, pairs)`."""
