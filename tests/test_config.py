@@ -218,6 +218,7 @@ def sweep_of(tasks, models):
         config.checked({"models": given, "tasks": {name: {} for name in names}}), "nowhere"
     )
     sweep.loaded = dict.fromkeys(names, SimpleNamespace(data="x", out_of_domain={}))
+    sweep._task_content = lambda task: None  # they have no files
     return sweep
 
 
@@ -437,3 +438,38 @@ def test_runs_of_nearly_equal_length():
     assert parted([*"abcde"], 2) == [["a", "b", "c"], ["d", "e"]]
     assert parted([*"abc"], 5) == [["a"], ["b"], ["c"]]
     assert parted([], 3) == parted(["a"], 0) == []
+
+
+def test_other_content_is_told_whatever_the_times_say(tmp_path):
+    """A corrected table that was copied with its old date, a model that another one's took the place of."""
+    model, own = tmp_path / "weights", tiny.write_task(tmp_path, "towns")
+    tiny.save("gpt2", model)
+    table, weights = own.with_suffix(".csv"), model / "model.safetensors"
+    given = {"models": {"m": tiny.config("gpt2", model)}, "tasks": {"towns": {"file": str(own)}}}
+
+    def settings():
+        sweep = Sweep(config.checked(given), tmp_path / "results")
+        return sweep.all_settings()
+
+    def replaced(path, old, new):
+        before = settings()
+        stat, data = path.stat(), path.read_bytes()
+        assert data.count(old)
+        path.write_bytes(data.replace(old, new, 1))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        after = settings()
+        return {
+            Path(name).parts[-3 if "towns" in name else -2]
+            for name in before
+            if before[name] != after[name]
+        }
+
+    assert replaced(table, b"Warsaw", b"Krakow") == {"prompts"}
+    assert replaced(own, b"capital", b"CAPITAL") == {"prompts"}
+    assert replaced(weights, weights.read_bytes()[-9:], b"123456789") == {"models"}
+    for path in (table, own, weights):  # a copy, or a checkout: the same content, another time
+        os.utime(path, (5, 5))
+    before = settings()
+    note(before)
+    model.rename(tmp_path / "elsewhere")  # what is finished needs no weights
+    assert settings() == before

@@ -1,11 +1,14 @@
 """envs/: the conda files and the container's definition say what the lock files say."""
 
+import importlib.metadata
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from conftest import REPO
 from vecsweep.layout import STAGES
@@ -67,3 +70,52 @@ def test_every_package_is_pinned_once():
     locks = [locked(name) for name in ("requirements.lock", "models.lock", "dev.lock")]
     names = [name for lock in locks for name in lock]
     assert len(names) == len({*names}) > 100
+
+
+def closure(names):
+    """What installing these brings with it, by the packages' own words; names as in a lock file."""
+    found, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            for text in importlib.metadata.requires(name) or []:
+                needed = Requirement(text)
+                if not needed.marker or needed.marker.evaluate({"extra": ""}):
+                    waiting.append(needed.name.lower().replace("_", "-"))
+    return found
+
+
+BLIND = """
+import importlib, sys
+from importlib.machinery import PathFinder
+
+class Blind(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in {hidden}:
+            return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Blind
+import vecsweep.__main__
+for name in {stages}:
+    importlib.import_module(f"vecsweep.stages.{{name}}")
+"""
+
+
+@pytest.mark.parametrize("name", sorted({stage.environment for stage in STAGES.values()}))
+def test_conda_files_have_all_that_stages_import(name):
+    content = yaml.safe_load((ENVS / f"{name}.yaml").read_text())["dependencies"]
+    pip = [line for part in content if isinstance(part, dict) for line in part["pip"]]
+    listed = [re.split("==?", line)[0] for line in [*content, *pip] if isinstance(line, str)]
+    there = closure({CALLED.get(each, each) for each in listed} - {"python", "pip"})
+    hidden = {
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if not {owner.lower().replace("_", "-") for owner in owners} & (there | {"vecsweep"})
+    }
+    assert "snakemake" in hidden
+    stages = [stage.name for stage in STAGES.values() if stage.environment == name]
+    code = BLIND.format(hidden=sorted(hidden), stages=stages)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -23,10 +23,10 @@ from tokenizers import Tokenizer
 from transformers.integrations.ggml import _gguf_parse_value
 
 import tiny
-from conftest import REPO, describe
+from conftest import REPO, command, describe
 from vecsweep import Problem
 from vecsweep.__main__ import main
-from vecsweep.engine import load, proof, sharded, sources
+from vecsweep.engine import folders, load, proof, sharded, sources
 from vecsweep.engine.families import FAMILIES, Family, family_of, is_parallel
 from vecsweep.engine.readout import Readout
 from vecsweep.files import PACKAGE, Tensors, read_json, write_json
@@ -78,6 +78,7 @@ def test_description(family):
         "layers": tiny.layers_of(family.kind),
         "d_model": 32,
         "vocabulary": len(transformers.AutoTokenizer.from_pretrained(family.folder)),
+        "embeddings": family.model.get_input_embeddings().num_embeddings,
         "parameters": family.model.num_parameters(),
         "context": None if family.kind == "bloom" else 256,
         "dtype": "float32",
@@ -611,3 +612,33 @@ def test_hub_checks_sha256_too(hub):
 def test_hub_without_that_revision(hub):
     assert len(hub.said) == 2 and "cannot get owner/tiny at ffff" in hub.said[1]
     assert not any(hub.cases["other"].description.parent.glob("*"))
+
+
+def test_tokens_without_an_embedding(tmp_path, refused):
+    """Gemma 3's token for a picture stands behind its last embedding; no prompt has it."""
+    made, described = tiny.save("llama", tmp_path / "weights"), tmp_path / "made"
+    path = tmp_path / "weights" / "tokenizer.json"
+    content = read_json(path)
+    rows = made.config.vocab_size
+    base = content["added_tokens"][0] | {"special": False}
+    # Those before it are the embedding's padding.
+    for number in range(len(content["model"]["vocab"]), rows + 1):
+        name = "<image>" if number == rows else f"<{number}>"
+        content["added_tokens"].append(base | {"id": number, "content": name})
+    path.write_text(json.dumps(content))
+    folders.check("llama", tmp_path / "weights", 3)
+    stage = describe("llama", tmp_path / "weights", described)
+    assert main([str(word) for word in stage.arguments]) == 0
+    assert read_json(stage.description)["embeddings"] == rows
+    for word, code in (("Poland", 0), ("<image>", 1)):
+        rest = {"Peru": "Lima", "Chile": "Santiago", "Kenya": "Nairobi"}
+        task = tiny.write_task(
+            tmp_path / word, "towns", {word: "Warsaw"} | rest, demonstrations=["Peru"]
+        )
+        settings = {"demonstrations": 1, "seed": 0, "max_prompts": None, "task": "towns"}
+        options = {"model": stage.description, "tokenizer": stage.tokenizer, "task": task}
+        words = command("prompts", settings=settings, output=tmp_path / "x.parquet", **options)
+        if code:
+            assert "has a token that llama has no embedding for: '<image>'" in refused(words)
+        else:
+            assert main([str(each) for each in words]) == 0

@@ -127,6 +127,13 @@ def test_a_cached_snapshot_comes_before_the_table(tmp_path, monkeypatch):
     assert plan.Facts("gpt2-small", settings).config.n_embd == 32
 
 
+def test_without_a_home_there_is_no_cache(monkeypatch):
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a uid of no name
+    assert plan.folder_of(settings_of(PAPER, "gpt2-small")) is None
+
+
 def test_a_model_of_unknown_size():
     settings = settings_of(PAPER, "gpt2-small") | {"id": "nobody/nothing"}
     assert plan.node_memory("new", settings) is None

@@ -179,8 +179,8 @@ def write_json(data: dict, path) -> None:
     """Write `data` as indented JSON, with its checksum."""
     marked = data | {JSON_KEY: _json_crc32(data)}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(marked, indent=1, ensure_ascii=False) + "\n")
-        if _unmarked(json.loads(temporary.read_text())) is None:
+        temporary.write_text(json.dumps(marked, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        if _unmarked(json.loads(temporary.read_text("utf-8"))) is None:
             raise OSError("what came into the file is something else")
 
 
@@ -190,7 +190,7 @@ def read_json(path) -> dict:
     One that people or other programs wrote has no checksum.
     """
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
     except PermissionError as error:

@@ -72,7 +72,7 @@ def is_block(name: str) -> bool:
 
 def check_rows(connection, results: Path, grid: dict[str, list[int]]) -> None:
     """Problem if a cell of the database breaks what `sql/invariants.sql` says."""
-    query = (PACKAGE / "sql" / "invariants.sql").read_text()
+    query = (PACKAGE / "sql" / "invariants.sql").read_text("utf-8")
     for name, model, task, layer, said in connection.execute(f"{query} ORDER BY ALL").fetchall():
         stage = STAGES[name]
         cut = blocks(*grid[model]) if "layers" in stage.parts and model in grid else [""]

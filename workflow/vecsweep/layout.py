@@ -152,6 +152,7 @@ ROWS = (
                 "layers",
                 "dtype",
                 "quantized",
+                "content",
             )
         ),
         memory=(3000, 2500, 64_000),  # GGUF files are unpacked in memory, others only pointed to
@@ -178,6 +179,7 @@ ROWS = (
         outputs={"output": TABLE},
         keys=(
             "tasks.file",
+            "tasks.content",
             "models.chat",
             "prompts.demonstrations",
             "prompts.seed",
@@ -271,7 +273,8 @@ ROWS = (
         | {"heads": Input("heads", "vectors", tasks=shown_heads)},
         outputs={"output": TABLE},
         keys=(
-            *(f"interventions.{key}" for key in (*SEARCH, "test_prompts")),
+            # They stand at the last token, whatever the position of the others.
+            *(f"interventions.{k}" for k in (*SEARCH, "test_prompts") if k != "position"),
             *("contenders.task_vectors", "contenders.function_vectors"),
             *("tasks.file", "tasks.elsewhere", "prompts.seed"),
         ),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vecsweep import Problem, nearest, tasks
-from vecsweep.files import PACKAGE, read_json, write_json
+from vecsweep.engine import folders
+from vecsweep.files import PACKAGE, file_crc32, read_json, write_json
 from vecsweep.layout import (
     FIGURES,
     FIRST_LOOK,
@@ -49,6 +50,7 @@ class Sweep:
     def __init__(self, config: dict, results: str | Path = "results"):
         self.config, self.results = config, str(results)
         self.models, self.tasks = list(config["models"]), list(config["tasks"])
+        self._found: dict[tuple[str, str], list[str] | None] = {}
 
     @cached_property
     def loaded(self) -> dict[str, tasks.Task]:
@@ -245,6 +247,10 @@ class Sweep:
             return self.listed(key)
         if key == "prompts.common":  # the models, so that one more runs the prompts again
             return sorted(other_models(self, cell.model))
+        if key == "tasks.content":
+            return self._once(key, cell.task, self._task_content)
+        if key == "models.content":
+            return self._once(key, cell.model, self._model_content)
         if key == "models.chat":
             return chat.template_of(self.config["models"][cell.model])
         if section == "models":
@@ -254,6 +260,26 @@ class Sweep:
         if section == "prompts" and cell.task:
             return self.config["tasks"][cell.task].get(name, self.config["prompts"][name])
         return self.config[section][name]
+
+    def _once(self, key, name, find):
+        """What is read from files, once for all cells."""
+        if (key, name) not in self._found:
+            self._found[key, name] = find(name)
+        return self._found[key, name]
+
+    def _task_content(self, task):
+        """What tells a task's files from others': an older one may take a file's place."""
+        return [file_crc32(path) for path in (self.task_file(task), self.loaded[task].data)]
+
+    def _model_content(self, model):
+        """What tells a local model's files from others'; as noted where they are gone meanwhile."""
+        if self.config["models"][model]["source"] != "local":
+            return None
+        try:
+            return folders.fingerprint(Path(self.config["models"][model]["path"]).expanduser())
+        except OSError:
+            noted = read_note(self.settings_file(STAGES["models"], Cell(model)))
+            return (noted or {}).get("content")
 
     def all_settings(self) -> dict[str, dict]:
         """Settings file -> settings, of every cell, the summary and the page."""

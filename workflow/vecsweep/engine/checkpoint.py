@@ -57,7 +57,7 @@ def unneeded(family: Family, key: str) -> bool:
 def _index(folder: Path) -> dict[str, str]:
     """key -> file name, of a checkpoint in several files; else empty."""
     index = Path(folder) / "model.safetensors.index.json"
-    return json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    return json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else {}
 
 
 def opened(path: Path, cure: str = "fetch it again") -> safe_open:

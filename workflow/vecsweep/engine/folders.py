@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ NOT_CAUSAL = (
     *("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForPreTraining"),
     *("ForQuestionAnswering", "ForMultipleChoice", "EncoderModel"),
 )
+PIECE = 65_536  # bytes of a file that tell it from others
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 # One model in two of these is a comparison, not a slip.
 TELL_APART = ("dtype", "quantized", "shards", "engine", "offload")
@@ -79,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         return [
             folder / name
-            for name in sorted({*json.loads(index.read_text())["weight_map"].values()})
+            for name in sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
         ]
     return sorted(folder.glob("*.safetensors"))
 
@@ -177,10 +179,28 @@ def _check_kind(about, path, content):
         )
 
 
-def check_vocabulary(about: str, where: Path, tokens: int, rows: int | None) -> None:
-    """Problem unless a tokenizer's tokens can be those of a model with that many embeddings.
+def fingerprint(folder: Path) -> list[str]:
+    """What tells the files of a model from others': names, sizes, checksums of three pieces of each.
 
-    Checkpoints are padded, by some percent; a tokenizer of half the size is another model's.
+    Whole weights would take too long, each time that a sweep is laid out; stage `models` has those.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".model") and path.is_file():
+            size, crc = path.stat().st_size, 0
+            with open(path, "rb") as file:
+                for start in sorted({0, max(0, (size - PIECE) // 2), max(0, size - PIECE)}):
+                    file.seek(start)
+                    crc = zlib.crc32(file.read(PIECE), crc)
+            found.append(f"{path.name} {size} {crc:08x}")
+    return found
+
+
+def check_vocabulary(about: str, where: Path, tokens: int, rows: int | None) -> None:
+    """Problem unless a tokenizer's own tokens can be those of a model with that many embeddings.
+
+    Checkpoints are padded, by some percent; a tokenizer of half the size is another model's. Tokens
+    that were added to it may have no embedding: Gemma 3's for a picture stands behind the last one.
     """
     if rows and not rows / 2 <= tokens <= rows:
         raise Problem(
@@ -251,13 +271,13 @@ def _check_embedding(about, folder, content, shapes) -> int | None:
 
 
 def tokens_in(about: str, path: Path) -> int:
-    """How many tokens a tokenizer.json knows, by the largest of their numbers."""
+    """How many tokens a tokenizer.json knows without added ones, by the largest of their numbers."""
     content = json_object(about, path)
     try:
         known = content["model"]["vocab"]
         numbers = list(known.values()) if isinstance(known, dict) else list(range(len(known)))
-        numbers += [token["id"] for token in content.get("added_tokens") or []]
-        return max(numbers) + 1
+        added = {token["id"] for token in content.get("added_tokens") or []}
+        return max({*numbers} - added or added) + 1
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{about}: {path} is no tokenizer: it has no vocabulary; {AGAIN}") from error
 

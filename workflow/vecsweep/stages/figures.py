@@ -40,6 +40,6 @@ def run(args):
         # Without dates and versions, so that equal figures are equal files.
         with replacing(args.svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
-            temporary.write_text(named(temporary.read_text(), name))
+            temporary.write_text(named(temporary.read_text("utf-8"), name), "utf-8")
         with replacing(args.png) as temporary:
             figure.savefig(temporary, format="png", dpi=300, metadata={"Software": None})

@@ -42,8 +42,9 @@ def run(args):
         Checkpoint(folder, skeleton).check(skeleton)
     tokenizer = tokenizer_of(name, folder)
     rows = module_at(skeleton, family_of(skeleton).embedding).num_embeddings
-    folders.check_vocabulary(f"model '{name}'", folder, len(tokenizer), rows)
-    description = describe(name, config, skeleton, tokenizer)
+    own = {*tokenizer.get_vocab().values()} - {*tokenizer.added_tokens_decoder}
+    folders.check_vocabulary(f"model '{name}'", folder, max(own, default=0) + 1, rows)
+    description = describe(name, config, skeleton, tokenizer) | {"embeddings": rows}
     description |= {"revision": revision, "sha256": sha256}
     # Resolved, since the results may stand behind a link.
     beside = args.description.parent.resolve()

@@ -41,13 +41,20 @@ class Said(NamedTuple):
 
 def run(args):
     """Write table `prompts`: a row for each prompt of the three sets, dropped ones included."""
-    model, tokenizer, context = once(args, Reader.of, args.model, args.tokenizer)
+    model, tokenizer, context, embeddings = once(args, Reader.of, args.model, args.tokenizer)
     others = [once(args, Reader.of, *paths) for paths in zip(args.others, args.tokenizers)]
     # A section of a published file is named in the config, not in the file's path.
     task = tasks.load(args.settings.get("file") or args.task, args.settings["task"])
     chat = once(args, chat_of, args.model) if args.settings.get("chat") else None
     rows = build(task, tokenizer, args.settings, context, others, chat)
     for row in rows:
+        if row["dropped"] is None and embeddings is not None:
+            last = max(*row["token_ids"], *row["answer_tokens"], row["argument_token"])
+            if last >= embeddings:
+                raise Problem(
+                    f"task '{task.name}': the prompt of '{row['argument']}' has a token that {model} has "
+                    f"no embedding for: {text_of(tokenizer, last)!r}; choose other words"
+                )
         row |= {"model": model, "title": task.title, "kind": task.kind}
     tables.write("prompts", rows, args.output, {"step_version": STAGES["prompts"].version})
     kept = sum(row["dropped"] is None for row in rows)

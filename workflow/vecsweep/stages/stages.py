@@ -24,5 +24,5 @@ def stages_of(lens: pa.Table) -> pa.Table:
     """Table `stages` from the wide lens rows of all layers."""
     with duckdb.connect() as connection:
         connection.register("lens", lens)
-        query = (PACKAGE / "sql" / "stages.sql").read_text()
+        query = (PACKAGE / "sql" / "stages.sql").read_text("utf-8")
         return connection.sql(query).to_arrow_table()

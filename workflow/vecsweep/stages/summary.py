@@ -138,6 +138,11 @@ def grid_files(results: Path, grid: dict, tasks: dict) -> dict[str, list[str]]:
     }
 
 
+def text(value) -> str:
+    """A text as SQL writes it: a folder's name may have an apostrophe."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
 def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> None:
     """Create the tables of `sql/summary.sql` from explicit lists of files.
 
@@ -147,9 +152,9 @@ def build(connection, files: dict[str, list[str]], tasks: dict, top_k: int) -> N
         values = {table: paths or [empty_table(table, folder)] for table, paths in files.items()}
         values |= {"injected": tasks["injected"], "tasks": tasks["all"]}
         values["paper"] = [str(SQL / "paper.csv")]
-        statements = (SQL / "summary.sql").read_text().replace("$top_k", str(top_k))
+        statements = (SQL / "summary.sql").read_text("utf-8").replace("$top_k", str(top_k))
         for name, strings in values.items():
-            listed = ", ".join(f"'{text}'" for text in strings)
+            listed = ", ".join(text(string) for string in strings)
             statements = statements.replace(f"${name})", f"[{listed}]::VARCHAR[])")
             statements = statements.replace(f"${name},", f"[{listed}]::VARCHAR[],")
         connection.execute(MACROS)
@@ -184,13 +189,13 @@ def add_runs(connection, results: Path, files: dict[str, list[str]]) -> None:
     paths = sorted(
         {path for stage in files.values() for path in stage if path.endswith(".parquet")}
     )
-    query = (SQL / "runs.sql").read_text()
+    query = (SQL / "runs.sql").read_text("utf-8")
     connection.execute(query, {"paths": paths, "start": len(f"{results}/") + 1})
 
 
 def add_views(connection) -> None:
     """A view for each file of `sql/tables/` (written as CSV too) and `sql/views/` (for figures)."""
-    waiting = {path.stem: path.read_text() for path in sorted(SQL.glob("[tv]*s/*.sql"))}
+    waiting = {path.stem: path.read_text("utf-8") for path in sorted(SQL.glob("[tv]*s/*.sql"))}
     while waiting:
         later: dict[str, str] = {}
         for name, query in waiting.items():
@@ -214,9 +219,9 @@ def write_tables(connection, folder: Path) -> None:
     folder.mkdir()
     for view in sorted((SQL / "tables").glob("*.sql")):
         path = folder / f"{view.stem}.csv"
-        rows = connection.execute(f"COPY {view.stem} TO '{path}' (HEADER)").fetchone()[0]
-        with open(path, newline="") as file:
+        rows = connection.execute(f"COPY {view.stem} TO {text(path)} (HEADER)").fetchone()[0]
+        with open(path, newline="", encoding="utf-8") as file:
             if sum(1 for _ in csv.reader(file)) != rows + 1:
                 raise OSError(f"not all rows came into {path.name}")
     sums = [f"{sha256([path])}  {path.name}\n" for path in sorted(folder.glob("*.csv"))]
-    (folder / SUMS).write_text("".join(sums))
+    (folder / SUMS).write_text("".join(sums), "utf-8")

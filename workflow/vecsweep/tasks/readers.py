@@ -9,11 +9,13 @@ from vecsweep.files import file_crc32, read_json
 
 
 class Reader(NamedTuple):
-    """What a model reads prompts with: its tokenizer, and its context in tokens (None: no end)."""
+    """What a model reads prompts with: its tokenizer, its context in tokens (None: no end), and of how
+    many tokens it has embeddings (None: of all)."""
 
     model: str
     tokenizer: Tokenizer
     context: int | None = None
+    embeddings: int | None = None
 
     @classmethod
     def of(cls, path, tokenizer) -> "Reader":
@@ -26,7 +28,8 @@ class Reader(NamedTuple):
             found = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # of no class of its own
             raise Problem(f"{tokenizer} is damaged ({error}); delete it and run again") from error
-        return cls(description["model"], found, description["context"])
+        sizes = description["context"], description.get("embeddings")  # older ones noted none
+        return cls(description["model"], found, *sizes)
 
 
 def continuation(ids: list[int], longer: list[int]) -> list[int] | None:

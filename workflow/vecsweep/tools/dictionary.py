@@ -18,5 +18,5 @@ def arguments(parser):
 def run(args):
     """Write the description."""
     with replacing(args.output) as temporary:
-        temporary.write_text(tables.readme())
+        temporary.write_text(tables.readme(), "utf-8")
     print(f"{args.output}: {len(tables.dictionary()['tables'])} tables")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vecsweep import Problem
 from vecsweep.files import replacing
-from vecsweep.stages.summary import FULL, check_written, counts, workplace
+from vecsweep.stages.summary import FULL, check_written, counts, text, workplace
 
 UNTYPED = '"NULL"'  # a column that is missing in all rows, as `revision` of local models is
 OF_SWEEP = ("injected", "place")  # columns of `tasks` that are a sweep's, not the task's
@@ -74,10 +74,6 @@ def readable(path: Path) -> bool:
     except duckdb.Error:
         return False
     return True
-
-
-def text(value) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 def quoted(*names: str) -> str:

@@ -89,7 +89,10 @@ def folder_of(settings: dict) -> Path | None:
     elif settings["source"] == "hub":
         # The hub's own package takes a second to import; its cache is laid out like this.
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+        try:
+            cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+        except RuntimeError:  # a user without a home
+            return None
         snapshots = cache / f"models--{settings['id'].replace('/', '--')}" / "snapshots"
         folder = snapshots / settings["revision"]
     else:
