@@ -4,10 +4,12 @@ import base64
 import gzip
 import json
 import re
+import textwrap
 
 import duckdb
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 import test_figures
 from test_figures import make_database
@@ -38,6 +40,7 @@ def sweep(tmp_path_factory):
             # A third of the prompts, so that the tokens are seen too.
             "top_tokens SET token_id = 5, token = (SELECT any_value(token) FROM vocabularies"
             " WHERE token_id = 5) WHERE prompt_id % 3 = 0",
+            "ovectors SET argument = '1.10' WHERE argument IS NOT NULL",
         ):
             connection.execute(f"UPDATE {change}")
     (folder / "figures").mkdir()
@@ -165,6 +168,96 @@ def test_tables_sort_by_key_and_search(opened):
     assert opened.evaluate(
         "[...document.querySelectorAll('table')].every(t => t.id || t.caption || t.className === 'data')"
     )
+
+
+def test_of_two_addresses_the_later_is_shown(opened):
+    """Also where the pack of the first comes last."""
+    slow = (
+        "globalThis.first = unpacked; globalThis.come = globalThis.came = null;"
+        " unpacked = (pack) => { unpacked = first; return new Promise((go) => { come = go; })"
+        ".then(() => first(pack)).then((text) => { setTimeout(() => { came = true; }); return text; }); };"
+    )
+    for one, other in (
+        ("#tables/search", "#tables/patterns"),
+        (f"#prompts/{MODELS[0]}/capitals", f"#prompts/{MODELS[1]}/us_capitals"),
+        ("#relation/us_capitals", "#relation/capitals"),
+    ):
+        opened.evaluate(f"{slow} location.hash = {json.dumps(one)}")
+        opened.until("come !== null")
+        show(opened, other)
+        seen = opened.evaluate("document.body.innerText")
+        opened.evaluate("come()")
+        opened.until("came")
+        assert opened.evaluate("document.body.innerText") == seen, one
+        assert opened.evaluate("document.body.dataset.shown") == other
+
+
+def test_a_task_s_rows_are_not_those_of_a_task_named_alike(opened):
+    tasks = "[...document.querySelectorAll('#table-place tbody tr')].map(r => r.cells[1].innerText)"
+    show(opened, "#tables/findings/capitals")
+    assert opened.evaluate(tasks) == ["capitals"] * len(MODELS)
+    assert "Rows of task capitals." in opened.evaluate("document.body.innerText")
+    opened.click("Show all rows")
+    opened.until(f"{tasks}.length === {len(MODELS) * len(TASKS)}")
+
+
+def test_numbers_are_rounded_and_text_is_not(opened):
+    show(opened, "#tables/ovector_tokens/capitals")
+    cells = opened.evaluate(
+        "[...document.querySelectorAll('#table-place tbody td')].map(cell => cell.innerText)"
+    )
+    assert "1.10" in cells and "1.1" not in cells  # an argument
+    assert "0.9" in cells and not any(len(cell) > 6 for cell in cells if cell.startswith("0.8"))
+
+
+def test_a_step_announces_one_line(opened):
+    show(opened, f"#prompts/{MODELS[0]}/capitals/abstractive/3")
+    opened.click("Next")
+    opened.until("document.body.dataset.shown.endsWith('/4')")
+    live = "[...document.querySelectorAll('[aria-live]')].map(e => e.innerText).filter(Boolean)"
+    assert opened.evaluate(live) == ["Prompt 5 of 25: Poland"]
+
+
+def test_the_head_of_a_long_matrix_stays(opened):
+    opened.evaluate(
+        "{ const body = document.querySelector('#matrix tbody'), rows = [...body.rows];"
+        " for (let k = 0; k < 20; k++) body.append(...rows.map(row => row.cloneNode(true)));"
+        " body.lastChild.scrollIntoView({ block: 'end' }); }"
+    )
+    # Where the last row is seen, the head is still above it.
+    seen = """(() => {
+      const [head, row] = ['thead', 'tbody tr:last-child'].map((one) => {
+        const box = document.querySelector(`#matrix ${one}`).getBoundingClientRect();
+        return document.elementFromPoint(box.left + 20, box.top + box.height / 2)?.closest('tr');
+      });
+      return !!head?.closest('thead') && row === document.querySelector('#matrix tbody').lastChild;
+    })()"""
+    assert opened.evaluate(seen)
+
+
+TITLES = ("World capitals", "World capitals, in Chinese", "Towns", "Towns: in the north")
+
+
+@pytest.mark.parametrize("title", [*TITLES, "Donaudampfschifffahrtsgesellschaften"])
+def test_a_figure_is_listed_under_the_tasks_that_it_names(title, tmp_path):
+    """Also where the title is broken, a part of another's, or beside other words."""
+    label = drawing.in_words(124_000_000)
+    tasks = [{"task": one, "title": one} for one in {*TITLES, title}]
+    data = {"tasks": tasks, "models": [{"model": "gpt2-small", "parameters": 124_000_000}]}
+    (tmp_path / "one.rst").write_text("Caption.")
+    for words in (
+        textwrap.fill(title, 12),
+        f"gpt2-small, {label}\n{title}: Poland → Warsaw: it",  # figure example
+        f"{title}: FFN updates",  # swaps
+        f"out: {title}",  # interventions
+        textwrap.fill(f"gpt2-small, {label}: {title}", 16),  # ablation_twins
+    ):
+        drawn = Figure()
+        drawn.text(0, 0, words)
+        with matplotlib.rc_context(drawing.style()):
+            drawn.savefig(tmp_path / "one.svg")
+        one = page.packed_figures(tmp_path, tmp_path, data, [], {"one": FIGURES["methods"]})
+        assert one[0]["tasks"] == [title], words
 
 
 def test_words_follow_numbers(connection):

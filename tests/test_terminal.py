@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from vecsweep import config, tables
 from vecsweep.files import read_table
 from vecsweep.first_look import first_look
 from vecsweep.layout import SUMMARY, Cell
+from vecsweep.progress import Run
 from vecsweep.sweep import Sweep, note
 from vecsweep.tools.finding import finding
 
@@ -295,6 +297,20 @@ def test_a_failed_job_is_the_last_thing_that_a_run_says(project):
     assert code == 0 and lines == ["Every result is there already."]
 
 
+@pytest.mark.parametrize("text, advice", [
+    ("Traceback (most recent call last):\n  File x\nParserException: near\n    ^\n", False),
+    ("loading\n", True),
+    ("", True),
+])  # fmt: skip
+def test_only_what_left_no_error_was_killed(text, advice, tmp_path):
+    log = tmp_path / "summary.log"
+    log.write_text(text)
+    run = Run()
+    run._failed(SimpleNamespace(jobid=1, rule_name="summary", log=[str(log)], rule_msg=None))
+    ((_, _, why, _),) = run.failed.values()
+    assert advice == any("memory ran out" in line for line in why) and len(why) == 1 + advice
+
+
 def test_another_checkout_than_the_installed_one(project, tmp_path):
     """Its own package is loaded, by the logger too; from elsewhere, where the logger has loaded the
     installed one, nothing starts: two are not mixed."""
@@ -364,3 +380,6 @@ def test_a_finding_is_three_lines():
     assert second == "m, t: The FFN update of a → b takes it up."
     assert third.startswith("Stronger than it: the mean, 0.5 (p = 0.001). (table methods, rows o-")
     assert finding([], 0, 0)[0].startswith("No finding: no prompt")
+    # Vectors that need no donor may lift where no prompt is one.
+    first, second = finding([], 4, 4)
+    assert first.endswith(": 4 of 4.") and second.startswith("No prompt of the tasks under")

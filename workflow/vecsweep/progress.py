@@ -145,7 +145,9 @@ class Run:
         if not why:
             why = [f"its log ends: {last[0]}"] if last else ["its log is empty"]
             if not any(text.startswith("Traceback") for text in tail(log)):
-                why.append("It was killed, or memory ran out: free some, or run fewer jobs (CORES=1).")
+                why.append(
+                    "It was killed, or memory ran out: free some, or run fewer jobs (CORES=1)."
+                )
         if record.rule_msg:  # what a cluster says of it
             why.append(" ".join(str(record.rule_msg).split()))
         message = job.message if job else record.rule_name

@@ -21,6 +21,7 @@ from vecsweep.page import findings, prompts
 from vecsweep.page.packing import pack, small
 
 HERE = Path(__file__).parent
+NUMBERS = ("int", "float", "double")  # how types of tables.yaml begin
 SCRIPTS = ("dataTables.min.js", "page.js", "charts.js", "relation.js", "prompts.js")
 
 
@@ -30,7 +31,7 @@ def made(connection, figures: Path, captions: Path) -> str:
     Problem if one of them is missing or damaged.
     """
     packs: list[str] = []  # gzip and base64, each in a script element of its own
-    data = {
+    data: dict[str, Any] = {
         "models": findings.models(connection),
         "tasks": findings.tasks(connection),
         "findings": findings.rows(connection),
@@ -44,7 +45,7 @@ def made(connection, figures: Path, captions: Path) -> str:
     }
     data["details"] = pack(json.dumps(details, ensure_ascii=False, allow_nan=False), packs)
     series = any(findings.of_series(model) for model in findings.last(data["models"]))
-    data["figures"] = packed_figures(figures, captions, data["tasks"], packs, wanted(series))
+    data["figures"] = packed_figures(figures, captions, data, packs, wanted(series))
     data["cells"], left_out = prompts.packed(connection, packs)
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -81,7 +82,10 @@ def csv_tables() -> list[str]:
 
 
 def packed_table(connection, name: str, packs: list[str]) -> dict:
-    """A table's name, meaning, columns with their meaning, and the pack that holds it as CSV."""
+    """A table's name, meaning, columns, and the pack that holds it as CSV.
+
+    Of a column its name, its meaning, its unit, and whether it holds numbers: text is not rounded.
+    """
     about = tables.dictionary()["tables"][name]
     found = connection.execute(f"FROM {name}")
     columns = [column[0] for column in found.description]
@@ -93,9 +97,12 @@ def packed_table(connection, name: str, packs: list[str]) -> dict:
         writer.writerows([listed(value) for value in row] for row in rows)
         count += len(rows)
     number = small(text.getvalue(), packs)
-    meanings = [[c, about["columns"][c]["meaning"], about["columns"][c]["unit"]] for c in columns]
+    described = [(column, about["columns"][column]) for column in columns]
     return {"name": name, "meaning": about["meaning"], "rows": count, "pack": number} | {
-        "columns": meanings
+        "columns": [
+            [column, one["meaning"], one["unit"], one["type"].startswith(NUMBERS)]
+            for column, one in described
+        ]
     }
 
 
@@ -104,25 +111,53 @@ def listed(value):
 
 
 def packed_figures(
-    figures: Path, captions: Path, tasks: list[dict], packs: list[str], drawn: dict[str, Figure]
+    figures: Path, captions: Path, data: dict, packs: list[str], drawn: dict[str, Figure]
 ) -> list[dict]:
     """Each figure's title, category, caption as HTML, the tasks that it names, its SVG's pack."""
     found: list[dict[str, Any]] = []
+    labels = labels_of(data["tasks"], data["models"])
     for name, figure in drawn.items():
         try:
             svg = (figures / f"{name}.svg").read_text(encoding="utf-8")
             caption = (captions / f"{name}.rst").read_text(encoding="utf-8")
-            # Lines of a wrapped title are text elements of their own.
-            words = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).split())
+            named = labels_in(svg, {label for names in labels.values() for label in names})
         except (OSError, ValueError, ElementTree.ParseError) as error:
             raise Problem(
                 f"figure {name}: {error}; draw the figures, or name --captions"
             ) from error
         about = {"name": name, "title": figure.title, "category": figure.category}
         about["caption"] = from_rst(caption)
-        about["tasks"] = [task["task"] for task in tasks if task["title"] in words]
+        about["tasks"] = [task for task, names in labels.items() if names & named]
         found.append(about | {"pack": small(svg, packs)})
     return found
+
+
+def labels_of(tasks: list[dict], models: list[dict]) -> dict[str, set[str]]:
+    """{task: how figures name it}, without spaces: its title, alone or after a label."""
+    before = ["", "out:"]
+    for one in models:
+        label = f"{one['model']}, {findings.size(one['parameters'])}"
+        before += [label, f"{label}:"]
+    return {
+        task["task"]: {"".join(f"{label}{task['title']}".split()) for label in before}
+        for task in tasks
+    }
+
+
+def labels_in(svg: str, known: set[str]) -> set[str]:
+    """Those of the known labels that are a text of an SVG, or what stands before a colon in one.
+
+    A text's lines are elements side by side, broken at spaces or, of Chinese, between any two signs.
+    """
+    found = set()
+    for group in ElementTree.fromstring(svg).iter():
+        lines = ["".join(part.itertext()) for part in group if part.tag.endswith("}text")]
+        text = "".join("".join(lines).split())
+        # The longest: a title may hold a colon, and what stands before it may be another's title.
+        while text and text not in known:
+            text = text.rpartition(":")[0]
+        found.add(text)
+    return found & known
 
 
 def from_rst(text: str) -> str:

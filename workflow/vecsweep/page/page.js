@@ -97,7 +97,8 @@ const isNumber = (value) => value !== "" && !Number.isNaN(Number(value));
 const rounded = (value) =>
   isNumber(value) && value.includes(".") ? String(Number(Number(value).toPrecision(3))) : value;
 
-async function showTable(name, search = "") {
+async function showTable(name, task = "") {
+  const mine = went;
   const about = DATA.tables.find((table) => table.name === name) ?? DATA.tables[0];
   choose(get("table-choice"), DATA.tables.map((t) => [t.name, `${t.name} (${t.rows} rows)`]), about.name);
   const place = get("table-place"), file = `tables/${about.name}.csv`;
@@ -106,23 +107,28 @@ async function showTable(name, search = "") {
     place.append(make("p", {}, "Too large for this page: ", make("a", { href: file }, file), "."));
     return;
   }
-  const text = await unpacked(about.pack), [, ...rows] = rowsOf(text);
+  const text = await unpacked(about.pack);
+  if (mine !== went) return;
+  // A search for capitals would find us_capitals too.
+  const key = about.columns.findIndex(([title]) => title === "task"), chosen = task !== "" && key >= 0;
+  const rows = rowsOf(text).slice(1).filter((row) => !chosen || row[key] === task);
+  if (chosen) place.append(make("p", {}, `Rows of task ${task}. `, make("a", { href: `#tables/${about.name}` }, "Show all rows"), "."));
   const table = make("table", { class: "data" });
   place.append(button(`Download ${about.name}.csv`, () => download(text, `${about.name}.csv`, "text/csv")), table);
   const escape = DataTable.render.text().display;
-  const columns = about.columns.map(([title, meaning], k) => {
+  const columns = about.columns.map(([title, meaning, , counts], k) => {
     const values = rows.map((row) => row[k]);
-    const numeric = values.some(isNumber) && values.every((value) => value === "" || isNumber(value));
+    const numeric = counts && values.some(isNumber) && values.every((value) => value === "" || isNumber(value));
     const wide = values.some((value) => value.length > 60);
     return {
       title: make("span", { title: meaning }, title).outerHTML,
       type: numeric ? "num" : "string", className: wide ? "words" : "",
-      render: (value, kind) => kind === "display" ? escape(rounded(value))
+      render: (value, kind) => kind === "display" ? escape(counts ? rounded(value) : value)
         : kind === "filter" ? value : numeric ? (value === "" ? -Infinity : Number(value)) : value,
     };
   });
   new DataTable(table, {
-    data: rows, columns, order: [], pageLength: 25, lengthMenu: [25, 100, 1000], search: { search },
+    data: rows, columns, order: [], pageLength: 25, lengthMenu: [25, 100, 1000],
     language: { search: "Search", lengthMenu: "_MENU_ rows a page", emptyTable: "no rows" },
   });
   table.querySelectorAll("thead th").forEach((head) => head.setAttribute("scope", "col"));
@@ -139,6 +145,8 @@ const VIEWS = {
   figures: showFigures, tables: showTable,
 };
 
+let went = 0; // addresses so far: a view that waited for its pack draws nothing when a later one has come
+
 async function go(moved) {
   const [first, ...words] = location.hash.slice(1).split("/").map(decodeURIComponent);
   const part = first in VIEWS ? first : first === "main" ? null : "findings";
@@ -148,8 +156,9 @@ async function go(moved) {
     link.hash === `#${part}` ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   if (moved === true && part !== document.body.dataset.part) { scrollTo(0, 0); get(`head-${part}`).focus({ preventScroll: true }); }
   document.body.dataset.part = part;
+  const mine = ++went;
   await VIEWS[part](...words);
-  document.body.dataset.shown = location.hash;
+  if (mine === went) document.body.dataset.shown = location.hash;
 }
 
 const to = (...words) => { location.hash = words.map(encodeURIComponent).join("/"); };

@@ -113,7 +113,8 @@ async function showPrompts(model, task, set, id) {
   const title = (name) => DATA.tasks.find((one) => one.task === name).title;
   choose(get("prompt-model"), models.map((one) => [one, one]), model);
   choose(get("prompt-task"), held.map((one) => [one.task, title(one.task)]), found.task);
-  const cell = CELLS[found.pack] ??= JSON.parse(await unpacked(found.pack));
+  const mine = went, cell = CELLS[found.pack] ??= JSON.parse(await unpacked(found.pack));
+  if (mine !== went) return;
   const sets = [...new Set(cell.prompts.map((one) => one[0]))];
   set = sets.includes(set) ? set : sets[0];
   const list = cell.prompts.map((one, k) => [k, one]).filter(([, one]) => one[0] === set);
@@ -127,6 +128,7 @@ async function showPrompts(model, task, set, id) {
   get("prompt-before").disabled = place === 0;
   get("prompt-after").disabled = place === list.length - 1;
   get("prompt-place").replaceChildren(shownPrompt(cell, index));
+  get("prompt-said").textContent = `Prompt ${place + 1} of ${list.length}: ${prompt[4]}`;
 }
 
 function asked(step = 0) {

@@ -68,7 +68,9 @@ let DETAILS = null; // unpacked when the first relation is shown
 
 async function showRelation(name, model) {
   const task = DATA.tasks.find((one) => one.task === name) ?? DATA.tasks[0];
+  const mine = went;
   DETAILS ??= JSON.parse(await unpacked(DATA.details));
+  if (mine !== went) return;
   choose(get("relation-choice"), DATA.tasks.map((one) => [one.task, one.title]), task.task);
   get("head-relation").textContent = task.title;
   const shown = DATA.figures.filter((figure) => figure.tasks.includes(task.task));

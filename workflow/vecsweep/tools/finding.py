@@ -63,10 +63,13 @@ def finding(rows: list[dict], lifted: int, tried: int) -> list[str]:
 
     `rows` are those of QUERY, the surest first; `lifted` and `tried` those of LIFTED.
     """
+    counts = (
+        "Models x tasks in which some vector surely lifts the answer in novel contexts: "
+        f"{lifted} of {tried}"
+    )
     if not rows:
-        return [
-            "No finding: no prompt of the tasks under `interventions` is a donor of an o-vector."
-        ]
+        none = "o prompt of the tasks under `interventions` is a donor of an o-vector."
+        return [f"{counts}.", f"N{none}"] if tried else [f"No finding: n{none}"]
     fair = [row for row in rows if row["enough"]]
     if not fair:
         first = rows[0]
@@ -75,10 +78,7 @@ def finding(rows: list[dict], lifted: int, tried: int) -> list[str]:
     best = [row for row in lifts if not row["beaten"]]
     few = f"; {len(rows) - len(fair)} more have too few test prompts" * (len(fair) < len(rows))
     alone = f", and in {len(best)} of these nothing else is surely stronger" * bool(lifts)
-    head = (
-        f"Models x tasks in which some vector surely lifts the answer in novel contexts: "
-        f"{lifted} of {tried}; an FFN's update does in {len(lifts)} of {len(fair)}{alone}{few}."
-    )
+    head = f"{counts}; an FFN's update does in {len(lifts)} of {len(fair)}{alone}{few}."
     said = ONE.split(fair[0]["sentence"])
     rival = " ".join(said[1:2]) or "No rival was tried."
     rows_named = f"table methods, rows o-vector and {fair[0]['rival']}"
