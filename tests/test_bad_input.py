@@ -148,6 +148,9 @@ CONFIGS = [
     ("single-shards", ("models", "m"), LOCAL | {"engine": "single", "shards": 2}, "takes one process"),
     ("zero-alone", ("models", "m"), LOCAL | {"engine": "zero"}, "engine: zero needs shards"),
     ("twin-not-ablated", ("ablations",), {"tasks": ["capitals"], "twins": ["us_capitals"]}, "not in ablations > tasks"),
+    ("one-rival", ("interventions", "rivals"), ["capitals"], "is too short; name at least two"),
+    ("three-rivals", ("interventions", "rivals"), ["a", "b", "c"], "is too long; name at most two"),
+    ("no-scale", ("interventions", "scales"), [], "name at least one"),
     ("rival", ("interventions", "rivals"), ["capitals", "us_capital"], "did you mean 'us_capitals'?"),
     *(
         (f"{listed}-unknown", listed.split("."), ["capitols"], "'capitols' is in a list, but not under tasks (did you mean 'capitals'?)")
@@ -363,6 +366,9 @@ TABLES = [
     ("empty-second", ROWS + "Chad,A|\n", "row 3: an empty argument or answer"),
     ("cell-too-many", ROWS + "Chad,A,B\n", "line 4"),
     ("cell-too-few", ROWS + "Chad\n", "line 4"),
+    ("cell-after-blank", ROWS + "\n\nChad\n", "line 6"),
+    ("cell-after-lines", ROWS + '"Sri\nLanka",Kotte\nChad\n', "line 6"),
+    ("quote-after-blank", ROWS + '\n"Chad" a,b\n', "line 5: not CSV"),
     ("open-quote", ROWS + 'Chad,"A\n', "not CSV"),
     ("lost-letters", ROWS + "Per\ufffd,Lima\n", "no text"),
 ]
@@ -646,6 +652,19 @@ def test_command_says_one_line(tmp_path, name, words, says):
     assert code == 1 and tree(tmp_path) == before
     (line,) = said.splitlines()
     assert line.startswith(f"vecsweep {words[0]}: ") and says in line
+
+
+def test_settings_without_a_key(refused):
+    paths = [word for name in ("database", "svg", "png") for word in (f"--{name}", "x")]
+    line = refused(["figures", "--settings", "{}", *paths])
+    assert "its settings have no 'name'; add it" in line
+
+
+def test_no_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    said = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and said[-1].endswith("write one, vecsweep --help lists them")
 
 
 def test_what_is_fine_stays_fine(tmp_path):

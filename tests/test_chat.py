@@ -176,13 +176,14 @@ def test_no_template(tiny_model, refused, tmp_path):
         check_all(models, ["m"])
 
 
-def gguf(template):
-    """The metadata of a GGUF file with a template, among other bytes."""
-    text = template.encode()
-    return (
-        b"GGUF" + bytes(40) + struct.pack("<Q", len(chat.GGUF_KEY)) + chat.GGUF_KEY
-        + struct.pack("<IQ", 8, len(text)) + text + bytes(100)
-    )  # fmt: skip
+def gguf(template, **others):
+    """The metadata of a GGUF file with a template, behind others as its writer puts them."""
+    content = b"GGUF" + bytes(40)
+    for name, text in {**others, "": template}.items():
+        key = chat.GGUF_KEY + f".{name}".encode() * bool(name)
+        content += struct.pack("<Q", len(key)) + key
+        content += struct.pack("<IQ", 8, len(text.encode())) + text.encode()
+    return content + bytes(100)
 
 
 def test_the_template_of_a_gguf_file_in_parts(tmp_path):
@@ -192,6 +193,8 @@ def test_the_template_of_a_gguf_file_in_parts(tmp_path):
         parts[0].write_bytes(content[:cut])
         parts[1].write_bytes(content[cut:])
         assert gguf_template(parts) == TAGS
+    parts[0].write_bytes(gguf(TAGS, tool_use=BRACKETS))
+    assert gguf_template(parts[:1]) == TAGS
     parts[0].write_bytes(b"GGUF" + bytes(100))
     assert gguf_template(parts[:1]) is None
 

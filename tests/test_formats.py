@@ -138,6 +138,21 @@ def test_a_task_file_says_it_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "heading", ["argument,answer,group,lemma", "argument, answer,group ,lemma"]
+)
+def test_cells_are_stripped(tmp_path, heading):
+    """Else ` odd` and `odd` were two groups, of which one is in-domain in silence."""
+    table = "see, saw,odd , see\ngo,went , odd,go\nrun,ran,odd,run\nwalk,walked,,\n"
+    put(tmp_path, "see.csv", f"{heading}\n{table}")
+    task = {"title": "See", "kind": "one-to-one", "data": "see.csv", "separator": "\n"}
+    task |= {"templates": ["{argument} is {answer}."], "out_of_domain": {"group": "odd"}}
+    rows = tasks.load(put(tmp_path, "see.yaml", yaml.safe_dump(task))).rows
+    assert [row["group"] for row in rows] == ["odd", "odd", "odd", ""]
+    assert [row["lemma"] for row in rows] == ["see", "go", "run", ""]
+    assert [row["answers"] for row in rows] == [["saw"], ["went"], ["ran"], ["walked"]]
+
+
+@pytest.mark.parametrize(
     "name, content, word",
     [
         ("see.csv", "argument,answer\na|b,c\nd,e\n", "a|b"),
@@ -163,7 +178,7 @@ def test_a_title_fits_the_figures(tmp_path):
     assert 40 < len(tasks.load(path).title) <= 60
     task = {"title": "x" * 61, "data": path.name, "templates": ["{argument} is {answer}."]}
     put(tmp_path, "long.yaml", yaml.safe_dump(task | {"kind": "one-to-one", "separator": " "}))
-    with pytest.raises(Problem, match="title"):
+    with pytest.raises(Problem, match="title has 61 letters, of which 60 fit a figure; shorten it"):
         tasks.load(tmp_path / "long.yaml")
 
 
@@ -204,6 +219,7 @@ BAD = [
     ("x.txt#lands", GOOGLE, "no section 'lands'"),
     ("x.txt#land-capital", GOOGLE + "one two three\n", "line 7: an analogy has four words, not 3"),
     ("x.json#lands", VECTORS, "'#lands' means nothing here"),
+    ("x.yaml#lands", "data: x.yaml\n", "'#lands' means nothing here"),
     ("x.txt", "a line of text that is no pair\n", "a task file is a mapping"),
     ("x.tsv", "argument\tanswer\nPoland\tWarsaw\n", "parted by tabs; part them by commas"),
 ]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 import planted
 import tiny
@@ -83,6 +83,28 @@ def test_the_templates_own_words_are_no_mention(template, arguments, tiny_model)
         place = len(shown) + template.index("{}") + len(row["argument"]) - 1
         start, stop = found.offsets[len(found.ids) - end]
         assert start <= place < stop
+
+
+@pytest.mark.parametrize("argument", ["cafe\u0301", "\u1112\u1161\u11ab"])
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_last_letter_that_no_token_covers(drops, argument, tiny_model, tmp_path):
+    """It is one with the letter before, or dropped: that one's token is meant."""
+    form = (
+        [normalizers.NFD(), normalizers.Replace(argument[-1], "")] if drops else [normalizers.NFC()]
+    )
+    tokenizer = Tokenizer.from_file(str(tiny_model("gpt2").tokenizer))
+    tokenizer.normalizer = normalizers.Sequence(form)
+    tokenizer.save(str(path := tmp_path / "tokenizer.json"))
+    text = f"Of {argument} is"
+    found = tokenizer.encode(text)
+    row = {"task": "t", "text": text, "argument": argument, "token_ids": found.ids}
+    (end,) = argument_ends(path, [row])
+    start, stop = found.offsets[len(found.ids) - end]
+    assert start < 3 + len(argument) and stop > 3
+    assert found.offsets[len(found.ids) - end + 1][0] >= 3 + len(argument) - 1
+    if drops:
+        with pytest.raises(Problem, match="task 't': the tokenizer leaves nothing of the argument"):
+            argument_ends(path, [row | {"argument": argument[-1]}])
 
 
 @torch.inference_mode()

@@ -178,6 +178,22 @@ def test_a_model_in_several_processes_is_refused_before_any_job(how):
     config.checked(content | {"relational": {"tasks": ["capitals"]}})
 
 
+def test_a_model_of_one_layer_is_refused_before_any_job():
+    model = {"source": "local", "path": "weights", "layers": 1, "dtype": "float32"}
+    content = {"models": {"flat": model}, "tasks": {"capitals": {}}}
+    config.checked(content)
+    with pytest.raises(Problem, match="flat has one layer.*; write relational: {tasks: \\[\\]}"):
+        config.checked(content | {"relational": {"tasks": None}})
+
+
+def test_a_model_of_one_layer_by_hand(tiny_model, tmp_path, monkeypatch, capsys):
+    made = tiny_model("gpt2")
+    monkeypatch.setattr(relational, "spread", lambda count, layers: spread(count, 0))
+    with pytest.raises(AssertionError):
+        relate_tiny(made, write_prompts(made, tmp_path), monkeypatch)
+    assert "model 'gpt2' has one layer" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_long_jacobians_are_announced(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(relational.time, "monotonic", lambda: now[0])

@@ -242,7 +242,7 @@ CHANGES = {
     "relational.train": {"train": 2, "tasks": ["verbs"]},
     "relational.layers": {"layers": 1, "tasks": ["verbs"]},
     "summary.resamples": 200,
-    "tuned.tasks": ["towns"],
+    "tuned.tasks": ["many"],  # of which it has enough train pairs
     "keep.states": False,
 }
 # What lays out the grid has new cells, and what reads them.
@@ -295,6 +295,10 @@ def test_a_changed_key_reruns_the_stages_that_name_it(project, key):
     described["num_hidden_layers"] = value.get("layers", described["num_hidden_layers"])
     (other / "config.json").write_text(json.dumps(described))
     config = edited(*(((section,) + place) and ((section, *place, k, v) for k, v in value.items())))
+    if key == "tuned.tasks":
+        rows = {f"argument {n}": f"answer {n}" for n in range(40)}
+        tiny.write_task(project.folder / "tasks", "many", rows)
+        config["tasks"]["many"] = {"file": "tasks/many.yaml", "max_prompts": 40}
     outputs, every = pending(project, config)
     # The list of a task's own cells: what is new in the grid, or of the model or task alone.
     only, stages = NEW_CELLS.get(key, ("".join(place), set()))
@@ -310,6 +314,8 @@ def test_a_changed_key_reruns_the_stages_that_name_it(project, key):
     }
     if key == "models.layers_per_job":
         expected -= {o for o in expected if "/lens/" in o and "/2-2." in o}  # as it was
+    if key == "tuned.tasks":
+        expected |= {o for o in every if "/many" in o}
     if key == "interventions.rivals":  # whose vectors are to be cut first
         expected |= {o for o in every if "/ovectors/" in o and "/towns" in o}
     assert outputs == expected

@@ -137,7 +137,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
-        prog="vecsweep", dest="command", required=True, metavar="", help=argparse.SUPPRESS
+        prog="vecsweep", dest="command", metavar="COMMAND", help=argparse.SUPPRESS
     )
     for name in (*STAGES, *TOOLS):
         known = commands.add_parser(
@@ -155,6 +155,8 @@ def parsed(argv: list[str]) -> argparse.Namespace:
             known.description = module.__doc__
             module.arguments(known)
     args, rest = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.error("no command; write one, vecsweep --help lists them")
     if rest and args.command != "resume":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
@@ -221,10 +223,20 @@ def page_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def settings(text: str) -> dict:
+class Settings(dict):
+    """A stage's settings; a key that they lack is Problem."""
+
+    def __missing__(self, key):
+        raise Problem(
+            f"its settings have no '{key}'; add it, or give the file that the workflow noted under "
+            "results/settings"
+        )
+
+
+def settings(text: str) -> Settings:
     """A stage's settings, from JSON or a file of it."""
     try:
-        return json.loads(text) if text.lstrip().startswith("{") else read_json(text)
+        return Settings(json.loads(text) if text.lstrip().startswith("{") else read_json(text))
     except (Problem, ValueError) as error:
         raise argparse.ArgumentTypeError(f"no settings in {text}: {error}") from None
 

@@ -38,7 +38,6 @@ CURES = {
     "enum": "write one of them",
     "const": "write that",
     "pattern": "write it in that form",
-    "minItems": "name at least one",
     "minProperties": "name at least one",
     "uniqueItems": "name each once",
 }
@@ -108,6 +107,7 @@ def checked(config: dict) -> dict:
     config["models"] = series.expanded(config["models"])
     if config["relational"]["tasks"] != []:
         _check_one_process(config["models"])
+        _check_below(config["models"])
     for section in ("models", "tasks"):
         _check_names(section, config[section])
     _check_lists(config, rules)
@@ -171,6 +171,16 @@ def _check_one_process(models):
             raise Problem(
                 f"config, relational > tasks: Jacobians need {name} in one process, without offload; "
                 "write relational: {tasks: []}, or shards: 1 and engine: auto there"
+            )
+
+
+def _check_below(models):
+    """Problem if a model has no layer below its last block's output."""
+    for name, model in models.items():
+        if model["layers"] == 1:
+            raise Problem(
+                f"config, relational > tasks: {name} has one layer, and none below for a Jacobian to "
+                "start from; write relational: {tasks: []}, or leave the model out"
             )
 
 
@@ -256,6 +266,10 @@ def _line(error, rules) -> str:
         kinds = error.validator_value
         kinds = [kinds] if isinstance(kinds, str) else kinds
         cure = f"write {' or '.join(CALLED[kind] for kind in kinds)}"
+    if error.validator in ("minItems", "maxItems"):
+        bound = "least" if error.validator == "minItems" else "most"
+        count = {1: "one", 2: "two"}.get(error.validator_value, error.validator_value)
+        cure = f"name at {bound} {count}"
     if error.validator == "required":
         missing = next(k for k in error.validator_value if k not in error.instance)
         key, meaning = _meaning([*error.absolute_path, missing], rules)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from vecsweep import tables
+from vecsweep import Problem, tables
 from vecsweep.engine.edits import CleanRun, Edit, clean_runs, resume_all
 from vecsweep.engine.jacobian import jacobians
 from vecsweep.engine.parts import Parts
@@ -71,6 +71,11 @@ def run(args):
     if all(splits.values()):
         engine, readout, description = load_engine(args, rows[0]["token_ids"])
         layers = spread(args.settings["layers"], len(engine.blocks) - 1)
+        if not layers:
+            raise Problem(
+                f"model '{description['model']}' has one layer, and none below for a Jacobian to start "
+                "from; take another model"
+            )
         seed, parts = args.settings["seed"], Parts.of(args, engine)
         outcomes = relate(engine, readout, splits, ends, layers, seed, parts)
         for outcome in outcomes:

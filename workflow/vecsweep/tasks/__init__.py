@@ -54,6 +54,7 @@ def load(path, name: str | None = None) -> Task:
     if said is None:
         said, data = {}, (file, part)
     else:
+        formats.check_whole(file, part)
         checks.check_keys(said, file)
         data = formats.locate(file.parent / said["data"])
     rows, published = formats.read(*data)
@@ -85,7 +86,7 @@ def _check_rendered(task, path):
             if not _fill(text, row, answer).startswith(f"{question}{task.space}{answer}"):
                 raise Problem(
                     f'{path}: the template "{text}" has several spaces before the answer of '
-                    f"'{argument}'; take those at the end of its other columns away"
+                    f"'{argument}'; fill in its cells that are empty"
                 )
             if asked.setdefault(question, argument) != argument:
                 raise Problem(

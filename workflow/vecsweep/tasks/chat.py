@@ -149,14 +149,16 @@ def gguf_template(files: Sequence[Path]) -> str | None:
     """The chat template among the metadata of a GGUF file in parts; None if there is none.
 
     A text of GGUF is its key, the type 8, its length in bytes and those; reading all of the metadata
-    would take as long as a vocabulary is large.
+    would take as long as a vocabulary is large. Of several templates that without a name is meant.
     """
+    # With its length: other templates' keys begin alike.
+    key = struct.pack("<Q", len(GGUF_KEY)) + GGUF_KEY
     for number, path in enumerate(files):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            start = data.find(GGUF_KEY)
+            start = data.find(key)
             if start < 0:
                 continue
-            found = data[start + len(GGUF_KEY) : start + len(GGUF_KEY) + LONGEST]
+            found = data[start + len(key) : start + len(key) + LONGEST]
         if number + 1 < len(files):
             with open(files[number + 1], "rb") as file:
                 found += file.read(LONGEST)

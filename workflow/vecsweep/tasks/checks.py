@@ -51,6 +51,9 @@ def _line(error) -> str:
     if error.validator == "maxProperties":
         several = ", ".join(error.schema["properties"])
         return f"{where} has one of the keys {several}, not several; remove one"
+    if error.validator == "maxLength":
+        most, length = error.validator_value, len(error.instance)
+        return f"{where} has {length} letters, of which {most} fit a figure; shorten it"
     return (
         f"{where}: must not be empty or name a thing twice, it is {error.instance!r}; it holds "
         f"{_meaning(*error.path)}"

@@ -86,8 +86,8 @@ def read(file: Path, part: str = "") -> tuple[list[dict], dict]:
     text = text_in(file)
     _check_tabs(file, text)
     kind = None if file.suffix == ".csv" else _format(text)
-    if part and kind != "google":
-        raise Problem(f"{file}: it has no sections, so '#{part}' means nothing here; leave it out")
+    if kind != "google":
+        check_whole(file, part)
     if kind is None:
         return _checked(_csv_rows(file, text), file), {}
     said: dict = {}
@@ -100,6 +100,12 @@ def read(file: Path, part: str = "") -> tuple[list[dict], dict]:
         pairs = [(_spaced(word), [_spaced(a) for a in rest.split("/")]) for word, rest in lines]
     rows = _checked(_merged(pairs), file)
     return rows, PLAIN | {"title": _title(part or file.stem), "kind": kind_of(rows)} | said
+
+
+def check_whole(file: Path, part: str) -> None:
+    """Problem if a section is named of a file that has none."""
+    if part:
+        raise Problem(f"{file}: it has no sections, so '#{part}' means nothing here; leave it out")
 
 
 def kind_of(rows: list[dict]) -> str:
@@ -145,9 +151,11 @@ def _is_bats(line):
 
 
 def _csv_rows(path, text):
+    # Not DictReader's own count of lines: it stands still at blank ones and at an error.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns, rows = list(reader.fieldnames or []), list(reader)
+        columns = [name.strip() for name in next(reader, [])]
+        found = [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as error:
         raise Problem(
             f"{path}, line {reader.line_num}: not CSV: {error}; cells are split by commas, and one that "
@@ -163,13 +171,16 @@ def _csv_rows(path, text):
     for column in columns:
         if columns.count(column) > 1:
             raise Problem(f"{path}: the first line names the column '{column}' twice; rename one")
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
+    rows = []
+    for line, cells in found:
+        if len(cells) != len(columns):
             raise Problem(
-                f"{path}, line {number}: not as many cells as the first line names; a cell with a comma "
+                f"{path}, line {line}: not as many cells as the first line names; a cell with a comma "
                 "stands in quotes"
             )
+        row: dict = dict(zip(columns, map(str.strip, cells)))
         row["answers"] = row.pop("answer").split("|")
+        rows.append(row)
     return rows
 
 

@@ -176,7 +176,17 @@ def argument_ends(path, rows: list[dict]) -> list[int]:
         found = next((one for one in encoded if one.ids == row["token_ids"]), None)
         if found is None:
             raise Problem(f"{path} is not what made the prompts; delete it and run again")
-        place = _argument_end(row, common) - 1  # of its last letter
-        inside = [i for i, (start, stop) in enumerate(found.offsets) if start <= place < stop]
+        end = _argument_end(row, common)
+        begin = end - len(row["argument"])
+        # No token may cover the last letter: normalised, it is one with the letter before, or gone.
+        inside = [
+            i for i, (start, stop) in enumerate(found.offsets) if max(start, begin) < min(stop, end)
+        ]
+        if not inside:
+            raise Problem(
+                f"task '{row['task']}': the tokenizer leaves nothing of the argument "
+                f"'{row['argument']}'; remove its row, or leave the task out of patching > tasks and "
+                "relational > tasks"
+            )
         ends.append(len(found.ids) - inside[-1])
     return ends
