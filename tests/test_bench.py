@@ -91,7 +91,9 @@ def test_only_some_rows(swept, capsys):
     assert [row["name"] for row in first["rows"]] == ["ablations"]
     assert first["processor"] and first["fast_bfloat16"] == decoding.fast_bfloat16()
     speeds = first["core_gflops"]
-    assert len(speeds) == 1 + decoding.fast_bfloat16() and all(0.1 < speed < 1e5 for speed in speeds)
+    assert len(speeds) == 1 + decoding.fast_bfloat16() and all(
+        0.1 < speed < 1e5 for speed in speeds
+    )
     assert f"1 thread, {speeds[0]:.0f}" in bench_report.title(first)
     assert main(options(results, "gpt2", "--only", "interventions")) == 0
     second = read_json(path)

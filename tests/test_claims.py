@@ -164,6 +164,14 @@ def test_the_readme_says_whether_the_mean_is_better_than_one():
     ffn = verdicts[(verdicts.model == MODEL) & (verdicts.sublayer == "ffn")]
     decided = set(ffn.verdict) - {"idle"} or ffn.others.max() >= 0.005
     assert ("The exchange decides nothing here" in readme()) == (not decided)
+    other = verdicts[(verdicts.model != MODEL) & (verdicts.sublayer == "ffn")].set_index("task")
+    assert {*other.verdict} == {"neither"} and {*other.prompts} == {10}
+    assert other.own_dropped.max() == 0
+    kept, along = (
+        "{:.0f}, {:.0f} and {:.0f} %".format(*(100 * other.loc[task, name] for task in TASKS))
+        for name in ("own", "others")
+    )
+    assert f"another prompt's {kept} do, and the other's comes along in {along}" in readme()
 
 
 def test_the_readme_names_the_task_vector_that_beats_them_all():
@@ -235,12 +243,20 @@ def test_the_linear_maps_table_is_the_measured_one():
             own, plainer = here.loc["lre"], here.drop(["lre", "substitution"], errors="ignore")
             line[2:2] = [f"{own.prompts:.0f}"] if len(line) == 2 else []
             line += [with_interval(own.share, own.low, own.high), f"{plainer.share.max():.2f}"]
+            line += [f"{own.chance:.2f}"] * (said == "faithful")
             none_causal = (model, task, said) == ("gemma3-270m", "past_tense", "causal")
             assert (own.share > plainer.share.max()) != none_causal
             if own.low <= plainer.high.max():
                 alike.append(f"{MODELS[model]} {task} {said}")
         assert f"| {' | '.join(line)} |" in text
     assert {*text.split("(the intervals overlap): ")[1].split(". ")[0].split(", ")} == {*alike}
+
+
+def rows_below_chance() -> list[tuple]:
+    """Cells whose faithful share is not surely above its chance, where that is not 0."""
+    rows = measured("relational")
+    rows = rows[(rows.measure == "faithfulness") & (rows.method == "lre") & (rows.chance > 0)]
+    return [(row.model, row.task) for row in rows.itertuples() if row.low <= row.chance]
 
 
 def test_patching_and_the_tuned_lens_are_as_measured():
@@ -268,7 +284,13 @@ def test_patching_and_the_tuned_lens_are_as_measured():
         front = f"| {MODELS[model]} | {task} | {plain.prompts:.0f} | {' | '.join(cells)} | "
         assert f"{front}{plain.uncrossed:.0%} / {row.uncrossed:.0%} |" in text
     assert tuned.loc["tuned"].uncrossed.min() >= 0.79
-    assert tuned.loc["plain", "gemma3-270m"].uncrossed.max() < 0.05
+    said = tuned.loc["plain", "gemma3-270m"].x
+    assert said.to_dict() == {
+        "past_tense": "yes", "capitals": "undecided", "country_continent": "undecided", "singular_plural": "no"
+    }  # fmt: skip
+    assert "it surely stands for Gemma's past tense alone; for its capitals and continents" in text
+    few = rows_below_chance()
+    assert few == [("gemma3-270m", "country_continent")]
 
 
 def test_the_readme_table_is_the_measured_one():

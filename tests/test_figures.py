@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -650,6 +651,63 @@ def test_out_of_domain_sets_are_named(drawn):
     written = [text for text, _ in texts(drawn("interventions", 3, 7))]
     assert written.count("out: US capitals") == written.count("out: irregular") == 2
     assert written.count("too few, n = 4") == written.count("too few, n = 6") == 3
+
+
+@pytest.fixture
+def copied(two_of_each, tmp_path):
+    """A copy of the database of two models and two tasks, to be changed."""
+    with duckdb.connect(shutil.copy(two_of_each, tmp_path / "copy.duckdb")) as connection:
+        yield connection
+
+
+def written_in(name, connection):
+    return [t.get_text() for t in figures.drawer(name)(connection).findobj(matplotlib.text.Text)]
+
+
+def test_a_token_without_a_text_is_shown_by_its_id(copied):
+    copied.execute("DELETE FROM vocabularies WHERE token_id = 2")
+    copied.execute("UPDATE top_tokens SET token = NULL WHERE token_id = 2")
+    for name in ("example", "intervention_example"):
+        assert "⟨2⟩" in written_in(name, copied)
+    listed = copied.execute("SELECT DISTINCT promoted, demoted FROM ovector_tokens").fetchall()
+    assert listed == [([TOKENS[1], TOKENS[5]], ["⟨2⟩", TOKENS[3]])]
+
+
+def test_each_of_two_out_of_domain_sets_has_a_row_of_its_own(copied):
+    copied.execute(
+        """UPDATE prompts SET out_of_domain = true, "group" = 'islands'
+           WHERE task = 'capitals' AND prompt_id = 0"""
+    )
+    copied.execute(
+        """INSERT INTO effects SELECT * REPLACE ('capitals' AS task, 23 AS prompts) FROM effects
+           WHERE ovector_task = 'capitals' AND domain = 'out'"""
+    )
+    written = written_in("interventions", copied)
+    labels = dict.fromkeys(text for text in written if text.startswith("out: "))
+    assert [*labels] == ["out: islands", "out: US capitals"]
+    assert written.count("23") == written.count("too few, n = 6") == 2
+    rows = copied.execute(
+        """SELECT prompts_of, prompts, count(*) FROM ovector_results
+           WHERE task = 'capitals' AND domain = 'out' GROUP BY ALL ORDER BY ALL"""
+    ).fetchall()
+    assert rows == [("capitals", 23, 2), ("us_capitals", 6, 2)]
+
+
+@pytest.mark.parametrize("name", ["ablations", "ablation_twins"])
+def test_removal_is_drawn_of_the_prompt_sets_that_a_task_has(name, copied):
+    copied.execute("DELETE FROM ablations WHERE prompt_set = 'extractive' AND model = 'second'")
+    copied.execute("DELETE FROM ablations WHERE prompt_set = 'extractive' AND prompt_id > 3")
+    figure = figures.drawer(name)(copied)
+    written = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+    for said in ("n = 10, no extractive", "n = 10 and 4 (too few)"):
+        assert written.count(said) == len(panels(figure)) / 2
+    assert [len(panel.lines) for panel in panels(figure)] == [1] * len(panels(figure))
+    copied.execute("DELETE FROM ablations WHERE prompt_id > 4")
+    written = {text.replace("\n", " ") for text in written_in(name, copied)}
+    assert {"too few, n = 5, no extractive", "too few, n = 5 and 4"} <= written
+    copied.execute("DELETE FROM ablations WHERE prompt_set = 'extractive'")
+    written = written_in(name, copied)
+    assert "abstractive" in written and "extractive" not in written
 
 
 def test_exchanges_of_few_prompts_are_drawn_as_their_table_judges_them(tmp_path):

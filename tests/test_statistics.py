@@ -12,8 +12,10 @@ from vecsweep.statistics import (
     band,
     chance_among,
     crossed_means,
+    crossover_depths,
     crossover_row,
     difference,
+    formed_before,
     resampled_means,
     share_band,
     share_of,
@@ -193,3 +195,21 @@ def test_rows_are_spread_as_by_a_pivot():
     assert spread(rows[:1], "a", "b", rows.x[:1], np.array([1, 3])).tolist()[1][0] == 0.5
     with pytest.raises(ValueError, match="two rows for one place"):
         spread(pd.concat([rows, rows[:1]]), "a", "b", 0)
+
+
+def test_what_had_formed_is_before_each_resamples_own_crossover():
+    """In half of the prompts the answer leads from layer 1 on, before the argument forms at layer 2."""
+    argument, answer = np.full((20, 4), 0.1), np.full((20, 4), 0.2)
+    argument[:, 2], answer[:, 2:] = 0.9, 0.8  # behind at layer 2 alone: crossed after it
+    answer[:, 0], answer[:10, 2] = 0.0, 1.0
+    values = np.stack([argument, answer], 1)
+    drawn = resampled_means(values, 1000, 0)
+    found = crossover_row(values, drawn, {})
+    late = crossover_depths(drawn) == 1
+    assert 0.2 < late.mean() < 0.8  # the mean is a tie of both
+    assert formed_before(drawn).tolist() == pytest.approx(np.where(late, 0.9, 0.1))
+    assert (found["formed_low"], found["formed_high"]) == pytest.approx((0.1, 0.9))
+    # Nothing is crossed, by the mean or in any resample.
+    behind = np.stack([answer + 0.5, answer], 1)
+    row = crossover_row(behind, resampled_means(behind, 50, 0), {})
+    assert np.isnan(row["formed"]) and row["formed_low"] == row["formed_high"] == 0

@@ -206,7 +206,8 @@ NAMES = dict.fromkeys(("model", "task", "lens"), "str")
 MEANS = dict.fromkeys(("reciprocal_rank", "low", "high", "top_1", "top_10"), "float64")
 CURVES = NAMES | {"target": "str", "layer": "int64", "depth": "float64", "prompts": "int64"} | MEANS
 CROSSOVERS = NAMES | {"prompts": "int64"} | dict.fromkeys(
-    ("depth", "low", "high", "uncrossed", "argument_peak"), "float64"
+    ("depth", "low", "high", "uncrossed", "formed", "formed_low", "formed_high", "argument_peak"),
+    "float64",
 ) | {"argument_peak_layer": "int64", "argument_end": "float64", "answer_end": "float64"}  # fmt: skip
 LAYERS = {"model": "str", "layer": "int64", "lens": "str", "ridge": "float64", "steps": "float64"}
 LAYERS |= {"held_out": "int64", "held_out_kl": "float64", "prompts": "int64"}

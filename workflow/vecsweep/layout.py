@@ -374,7 +374,7 @@ SUMMARY = Stage(
     memory=(8000, 0, 8000),
     minutes=(120, 0, 120),
     environment="tables",
-    version=5,
+    version=6,
 )
 FIGURES = Stage(
     "figures",

@@ -213,19 +213,25 @@ def crossover_row(values, drawn, labels: dict) -> dict:
 
     A resample without a crossover counts as one before the first layer (the answer leads from
     there) or after the last; an end of the interval that falls there is missing. `uncrossed` is the
-    share of such resamples.
+    share of such resamples. `formed` is the argument's largest mean before the crossover; its
+    interval is of both, for each resample has a depth of its own, and 0 where it has none.
     """
     found = crossover_depths(values.mean(0, keepdims=True))[0]
     spread = crossover_depths(drawn)
     ends = np.quantile(spread, BAND, method="inverted_cdf")
     low, high = (end if np.isfinite(end) else np.nan for end in ends)
     argument = values[:, 0].mean(0)
+    (largest,) = formed_before(values.mean(0, keepdims=True))
+    formed_low, formed_high = np.quantile(formed_before(drawn), BAND)
     return labels | {
         "prompts": len(values),
         "depth": found if np.isfinite(found) else np.nan,
         "low": low if np.isfinite(found) else np.nan,
         "high": high if np.isfinite(found) else np.nan,
         "uncrossed": float((~np.isfinite(spread)).mean()),
+        "formed": float(largest) if np.isfinite(found) else np.nan,
+        "formed_low": formed_low,
+        "formed_high": formed_high,
         "argument_peak": argument.max(),
         "argument_peak_layer": int(argument.argmax()),
         "argument_end": argument[-1],
@@ -233,13 +239,25 @@ def crossover_row(values, drawn, labels: dict) -> dict:
     }
 
 
+def last_behind_of(means):
+    """The last layer [n] at which the answer does not lead, -1 if there is none; means [n, 2, layers]."""
+    behind = means[:, 1] <= means[:, 0]
+    return np.where(behind.any(-1), means.shape[-1] - 1 - behind[:, ::-1].argmax(-1), -1)
+
+
+def formed_before(means):
+    """The argument's largest mean [n] before the answer leads for good, 0 if nothing is crossed."""
+    layers, last_behind = means.shape[-1], last_behind_of(means)
+    before = np.arange(layers) <= last_behind[:, None]
+    largest = np.where(before, means[:, 0], 0).max(-1)
+    return np.where(last_behind < layers - 1, largest, 0)
+
+
 def crossover_depths(means):
     """Depths [n] from which on the answer leads for good, means [n, 2, layers].
 
     inf if it never does, -inf if it leads from the first layer on: nothing is crossed then.
     """
-    layers = means.shape[-1]
-    behind = means[:, 1] <= means[:, 0]
-    last_behind = np.where(behind.any(-1), layers - 1 - behind[:, ::-1].argmax(-1), -1)
+    layers, last_behind = means.shape[-1], last_behind_of(means)
     depths = np.where(last_behind < layers - 1, (last_behind + 2) / layers, np.inf)
     return np.where(last_behind < 0, -np.inf, depths)

@@ -22,15 +22,15 @@ class Figure(NamedTuple):
 SERIES = "Training"  # the category of figures that need models of several revisions
 FIGURES = {
     "reciprocal_rank": Figure("curves", 4, "Argument and answer by depth", "Stages"),
-    "example": Figure("examples", 3, "Top tokens of one prompt, layer by layer", "Stages"),
+    "example": Figure("examples", 4, "Top tokens of one prompt, layer by layer", "Stages"),
     "patterns": Figure("patterns", 4, "Patterns and applying sublayers", "Stages"),
     "crossover": Figure("curves", 4, "Depth of the crossover", "Stages"),
     "attribution": Figure("attribution", 3, "What each layer adds to the answer", "Stages"),
     "tuned": Figure("tuned", 1, "The X through a tuned lens", "Stages"),
     "extractive": Figure("curves", 3, "Abstractive and extractive prompts", "Stages"),
-    "interventions": Figure("interventions", 3, "Answer before and after", "o-vectors"),
+    "interventions": Figure("interventions", 4, "Answer before and after", "o-vectors"),
     "intervention_example": Figure(
-        "examples", 3, "One prompt, from every start layer", "o-vectors"
+        "examples", 4, "One prompt, from every start layer", "o-vectors"
     ),
     "start_layers": Figure("interventions", 4, "Source layer and start layer", "o-vectors"),
     "methods": Figure("methods", 5, "Every method at its best", "o-vectors"),
@@ -40,8 +40,8 @@ FIGURES = {
     "parts": Figure("methods", 3, "Parts of an o-vector", "o-vectors"),
     "checkpoints": Figure("checkpoints", 1, "A relation over training", SERIES),
     "checkpoint_vectors": Figure("checkpoints", 1, "Its vector over training", SERIES),
-    "ablations": Figure("ablations", 2, "FFNs removed from the top down", "Ablations"),
-    "ablation_twins": Figure("ablations", 2, "Other ways of removal", "Ablations"),
+    "ablations": Figure("ablations", 3, "FFNs removed from the top down", "Ablations"),
+    "ablation_twins": Figure("ablations", 3, "Other ways of removal", "Ablations"),
     "swaps": Figure("swaps", 3, "Function or fact: updates exchanged", "Ablations"),
     "patching": Figure("patching", 1, "States and updates from another prompt", "Ablations"),
     "relational": Figure("relational", 1, "The relation as one linear map", "Ablations"),

@@ -16,6 +16,7 @@ from vecsweep.figures.drawing import (
     sheet,
     tasks_among,
 )
+from vecsweep.statistics import FEW
 
 SETS = {
     "abstractive": {"color": ANSWER, "linestyle": "-", "marker": "o", "markersize": 3},
@@ -30,15 +31,20 @@ KINDS = {
     ("ffn", "mean", "top"): "FFNs by their mean, from the top",
 }
 PAPER, *TWINS = KINDS
-MISSING, WORDS = "not ablated", "n = {} and {}"
+MISSING = "not ablated"
 
 
-def prompts_of(curves: dict) -> dict:
-    """{cell: prompts of each set}; 0 of a set that has none."""
-    return {
-        cell: [sets[name][0]["prompts"] if name in sets else 0 for name in SETS]
-        for cell, sets in curves.items()
-    }
+def counts_of(curves: dict) -> tuple[dict, dict]:
+    """({cell: prompts of its larger set}, {cell: what is said of both}): one can be drawn alone."""
+    counts, words = {}, {}
+    for cell, sets in curves.items():
+        found = {name: sets[name][0]["prompts"] for name in SETS if name in sets}
+        most = max(found.values())
+        few = [" (too few)" if n < FEW <= most else "" for n in found.values()]
+        said = " and ".join(f"{n}{text}" for n, text in zip(found.values(), few))
+        counts[cell] = [most]
+        words[cell] = f"n = {said}" + "".join(f", no {name}" for name in SETS if name not in sets)
+    return counts, words
 
 
 def ablations(connection):
@@ -49,11 +55,11 @@ def ablations(connection):
         if kind == PAPER
     }
     tasks = tasks_among(connection, {task for _, task in curves}, "no task was ablated")
-    figure, panels = sheet(connection, prompts_of(curves), WORDS, MISSING, tasks)
+    figure, panels = sheet(connection, *counts_of(curves), MISSING, tasks)
     for cell, panel in panels.items():
         draw(panel, curves[cell])
     figure.supxlabel("Share of the FFNs removed, from the top layer down")
-    return finished(figure)
+    return finished(figure, curves)
 
 
 def ablation_twins(connection):
@@ -71,26 +77,30 @@ def ablation_twins(connection):
     cells = {(model, task): f"{label}: {title}" for (task, title), (model, label) in pairs}
     cells = dict([*cells.items()][: PANELS // len(TWINS)])
     figure, panels = grid(cells, {kind: KINDS[kind] for kind in TWINS}, 1.5)
-    for cell, panel in counted(panels, prompts_of(curves), WORDS, MISSING).items():
+    for cell, panel in counted(panels, *counts_of(curves), MISSING).items():
         draw(panel, curves[cell])
     figure.supxlabel("Share of the sublayers removed")
-    return finished(figure)
+    return finished(figure, curves)
 
 
-def finished(figure):
-    """The figure with its axes and legend."""
+def finished(figure, curves: dict):
+    """The figure with its axes, and a legend of the sets that there are."""
     figure.axes[0].set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.08))
     figure.axes[0].set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     figure.axes[0].xaxis.set_major_formatter("{x:g}")
     figure.axes[0].yaxis.set_major_formatter("{x:.0%}")
     figure.supylabel("Accuracy")
-    legend(figure, [*(line_key(name, **look) for name, look in SETS.items()), band_key()])
+    present = {name for sets in curves.values() for name in sets}
+    keys = [line_key(name, **look) for name, look in SETS.items() if name in present]
+    legend(figure, [*keys, band_key()])
     return figure
 
 
 def draw(panel, sets: dict) -> None:
     """Accuracy of each prompt set with Wilson 95 % bands, from {prompt_set: rows by step}."""
     for name, look in SETS.items():
+        if name not in sets or sets[name][0]["prompts"] < FEW:
+            continue
         x, y, low, high = (
             [row[key] for row in sets[name]] for key in ("fraction", "accuracy", "low", "high")
         )

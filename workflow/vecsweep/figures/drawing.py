@@ -21,6 +21,7 @@ PALE, PURPLE, OCHRE = "#8CCBEF", "#CC78BC", "#DE8F05"
 PANELS, MODELS = 8, 4  # at most in one figure: print that is larger than a page is not read
 NO_TASK = "no task's o-vectors were injected"
 NO_VECTOR = "no prompt is a donor of an o-vector"
+Words = str | dict[tuple, str]
 FONT = "DejaVu Sans"  # comes with matplotlib, so that figures look the same everywhere
 
 
@@ -142,10 +143,13 @@ def grid(down: dict, across: dict, high=1.35, left=0.9, sharex=True, sharey=True
     return figure, panels
 
 
-def sheet(connection, counts: dict, words="n = {}", missing="no prompts", tasks=None, **look):
+def sheet(
+    connection, counts: dict, words: Words = "n = {}", missing="no prompts", tasks=None, **look
+):
     """A Figure of panels models x tasks, and {(model, task): Axes} of those that are to be drawn.
 
-    `counts` has the numbers of prompts {(model, task): (n, ...)}, `words` says them above a panel.
+    `counts` has the numbers of prompts {(model, task): (n, ...)}, `words` says them above a panel:
+    a text for all, or one each.
     Below FEW of any, a panel says so; without a count it says `missing`. Of `tasks`, all by
     default, those stand in at most PANELS panels that have enough prompts in most models, then
     those whose o-vectors were injected. The longer of models and tasks goes from left to right.
@@ -176,15 +180,16 @@ def vector_sheet(connection, cells: dict, **look):
     return sheet(connection, counts, missing=NO_VECTOR, tasks=tasks, **look)
 
 
-def counted(panels: dict, counts: dict, words="n = {}", missing="no prompts") -> dict:
+def counted(panels: dict, counts: dict, words: Words = "n = {}", missing="no prompts") -> dict:
     """Say in every panel how many prompts it has; those of `panels` that have enough to be drawn."""
     drawn = {}
     for cell, panel in panels.items():
+        said = words if isinstance(words, str) else words.get(cell, "")
         if min(counts.get(cell, [0])) >= FEW:
-            say_above(panel, words.format(*counts[cell]))
+            say_above(panel, said.format(*counts[cell]))
             drawn[cell] = panel
             continue
-        text = too_few(words, counts[cell]) if cell in counts else missing
+        text = too_few(said, counts[cell]) if cell in counts else missing
         say_empty(panel, textwrap.fill(text, 14))
         # Ticks of axes that are no other panel's say nothing.
         if len(panel.get_shared_y_axes().get_siblings(panel)) == 1:
@@ -313,10 +318,13 @@ def band_key():
     return patch_key("95 % band", GREY, alpha=0.25)
 
 
+OF_EFFECT = ("model", "ovector_task", "domain", "task")
+
+
 def settings_of(connection) -> dict:
-    """{(model, task, domain): row of `effects`} of the o-vectors."""
+    """{(model, task, domain, task of the prompts): row of `effects`} of the o-vectors."""
     rows = records(connection, "FROM chosen_effects")
-    return {(row["model"], row["ovector_task"], row["domain"]): row for row in rows}
+    return {tuple(row[key] for key in OF_EFFECT): row for row in rows}
 
 
 def by_cell(connection, query: str) -> dict:

@@ -185,7 +185,7 @@ def draw_start_layers(connection, panel, row: dict) -> None:
             )
     for layer, look in top.items():
         look = {"color": "#222222"} | look
-        text = printable(look.pop("s") or "?", 13)
+        text = printable(look.pop("s"), 13)
         panel.text(
             1.03, layer, text, transform=panel.get_yaxis_transform(), va="center_baseline",
             fontsize=6, parse_math=False, **look,

@@ -35,20 +35,20 @@ def interventions(connection):
     """The answer before and after the o-vector of one donor, in- and out-of-domain (paper Figure 5)."""
     models, tasks = models_of(connection), injected_tasks(connection)
     found = settings_of(connection)
-    names = {row["task"]: row["name"] for row in records(connection, "FROM outside_names")}
-    domains = {task: ["in"] for task in tasks}
-    for _, task, domain in found:
-        if domain == "out" and "out" not in domains[task]:
-            domains[task].append("out")
-    lines = [(task, domain) for task in tasks for domain in domains[task]]
-    labels = [tasks[t] if d == "in" else f"out: {names[t]}" for t, d in lines]
-    figure, panels = listing(models, labels, COLUMNS)
+    labels = {(task, "in", task): title for task, title in tasks.items()}
+    known = {tuple(line) for _, *line in found}
+    for row in records(connection, "FROM outside_names"):
+        line = (row["task"], "out", row["prompts_of"])
+        if line in known:
+            labels[line] = f"out: {row['name']}"
+    lines = sorted(labels, key=lambda line: [*tasks].index(line[0]))  # stable
+    figure, panels = listing(models, [labels[line] for line in lines], COLUMNS)
     drawn = [row for row in found.values() if row["prompts"] >= FEW and row["model"] in models]
     for model, (panel, numbers) in panels.items():
-        for y, (task, domain) in enumerate(lines):
+        for y, (task, *prompts) in enumerate(lines):
             if list(tasks).index(task) % 2:
                 panel.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
-            row = found.get((model, task, domain))
+            row = found.get((model, task, *prompts))
             if row in drawn:
                 draw_before_after(panel, y, row)
                 shares = (f"{row['prompts']}", f"{row['top_1']:.0%}", f"{row['no_effect']:.0%}")
@@ -57,7 +57,9 @@ def interventions(connection):
             elif row:
                 say_in_row(panel, y, too_few("n = {}", [row["prompts"]]))
             else:
-                say_in_row(panel, y, "no prompts" if (model, task, "in") in found else NO_VECTOR)
+                say_in_row(
+                    panel, y, "no prompts" if (model, task, "in", task) in found else NO_VECTOR
+                )
         rank_axis(panel.xaxis, drawn)
         if panel.get_subplotspec().is_last_row():
             panel.set_xlabel("Mean reciprocal rank of the answer\n(rank = 1 / mean)")

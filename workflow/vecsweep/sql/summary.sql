@@ -143,6 +143,9 @@ FROM read_csv($paper, header = true, all_varchar = true);
 CREATE MACRO formed_at() AS 0.2;
 CREATE MACRO has_formed(reciprocal_rank) AS reciprocal_rank >= formed_at();
 
+-- What stands for a token: its id where it has no text, as the padding of a vocabulary has none.
+CREATE MACRO shown(token, token_id) AS coalesce(nullif(token, ''), '⟨' || token_id || '⟩');
+
 -- Yes (1) or no (0) of `is it above the bound`, from the interval of n prompts; null if undecided.
 CREATE MACRO yes(n, low, high, bound) AS
     CASE WHEN NOT enough(n) THEN NULL WHEN low > bound THEN 1 WHEN high <= bound THEN 0 END;

@@ -1,5 +1,6 @@
 -- What may be said of a model and task, in words, and the rows that it stands on. An o-vector's sentence
--- names the strongest other thing that was put in its place, an exchange's both shares.
+-- names the strongest other thing that was put in its place, an exchange's both shares; and the prompts
+-- where a task has several out-of-domain sets.
 WITH words AS (
     SELECT * FROM (VALUES
         ('mean', 'the mean of all donors of a layer'),
@@ -18,10 +19,13 @@ WITH words AS (
         ('directions_100', 'the o-vector along a hundred directions')
     ) AS t(method, rival)
 ),
+outside AS (
+    SELECT *, count(*) OVER (PARTITION BY task) AS sets FROM outside_names
+),
 ovector AS (
-    SELECT e.model, e.ovector_task AS task, e.domain, 'o-vector' AS claim,
+    SELECT e.model, e.ovector_task AS task, e.domain, e.task AS prompts_of, 'o-vector' AS claim,
            'methods' AS "table", format('o-vector, {}', s.method) AS "rows", e.prompts,
-           CASE WHEN NOT enough(e.prompts)
+           concat(if(sets > 1, name || ': ', ''), CASE WHEN NOT enough(e.prompts)
                 THEN format('Too few test prompts ({}) for a finding.', e.prompts)
                 ELSE concat_ws(' ', format(
                'The FFN update of {} → {} (layer {}), {} {}, {} the mean reciprocal rank of the answer '
@@ -45,18 +49,20 @@ ovector AS (
                WHEN 'class' THEN format(
                    'Among all answers of the task the own one does not surely stand above chance ({:.2f} '
                    || 'against {:.2f}).', e.among_after, e.among_chance)
-               END) END AS sentence
+               END) END) AS sentence
     FROM effects AS e
     JOIN strongest AS s USING (model, ovector_task, task, domain)
     JOIN words ON s.method = words.method
     JOIN chosen AS c ON (c.model, c.task, c.method) = (e.model, e.ovector_task, e.method)
     JOIN ovectors AS v
         ON (v.model, v.task, v.layer, v.donor) = (c.model, c.task, c.source_layer, c.donor)
+    LEFT JOIN outside AS o
+        ON (o.task, o.prompts_of, 'out') = (e.ovector_task, e.task, e.domain)
     WHERE e.method = 'o-vector'
 ),
 swapped AS (
-    SELECT model, task, 'in' AS domain, 'swap' AS claim, 'swap_verdicts' AS "table", 'ffn' AS "rows",
-           prompts,
+    SELECT model, task, 'in' AS domain, task AS prompts_of, 'swap' AS claim,
+           'swap_verdicts' AS "table", 'ffn' AS "rows", prompts,
            CASE verdict WHEN 'too few' THEN format('Too few prompts ({}) to exchange.', prompts)
            ELSE format(
                'Exchanged between {} prompts at their function layers ({}), the FFN''s update leaves each '

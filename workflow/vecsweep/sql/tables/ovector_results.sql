@@ -1,7 +1,7 @@
--- One row a model, task and domain: the o-vector at the setting chosen on dev, and the strongest other
+-- One row a model, task and set of test prompts: the o-vector at the setting chosen on dev, and the strongest other
 -- thing that was put in its place, parts of it included. Empty where no prompt could give a vector.
 SELECT grid.model, grid.task, kind, donor, c.source_layer, c.start_layer, c.end_layer, c.mode,
-       c.scale, e.domain, e.prompts,
+       c.scale, e.domain, e.task AS prompts_of, e.prompts,
        e.reciprocal_rank_before, e.reciprocal_rank_after,
        e.reciprocal_rank_after_low, e.reciprocal_rank_after_high,
        e.rise, e.rise_low, e.rise_high,

@@ -9,12 +9,8 @@ SELECT c.model, c.task, c.lens, c.prompts,
        argument_peak, argument_peak_layer, argument_end, answer_end
 FROM tuned_crossovers AS c
 JOIN (
-    SELECT v.model, v.task, v.lens, max(top_1) AS argument_on_top,
-           max(reciprocal_rank) FILTER (v.depth < c.depth) AS formed,
-           arg_max(v.low, reciprocal_rank) FILTER (v.depth < c.depth) AS formed_low,
-           arg_max(v.high, reciprocal_rank) FILTER (v.depth < c.depth) AS formed_high
-    FROM tuned_curves AS v JOIN tuned_crossovers AS c USING (model, task, lens)
-    WHERE target = 'argument'
+    SELECT model, task, lens, max(top_1) AS argument_on_top
+    FROM tuned_curves WHERE target = 'argument'
     GROUP BY ALL
 ) USING (model, task, lens)
 ORDER BY ALL

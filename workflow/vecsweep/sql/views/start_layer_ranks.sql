@@ -1,7 +1,7 @@
 -- Ranks on dev under the o-vector at its chosen source layer, extent, mode and scale from every start
 -- layer, a row a prompt and target; ranks count from 1, the top token.
 SELECT i.model, c.task, i.prompt_id, i.start_layer, target, rank_before + 1 AS before,
-       rank_after + 1 AS after, token
+       rank_after + 1 AS after, shown(token, top_after) AS token
 FROM interventions AS i
 JOIN chosen AS c
     ON (i.model, i.ovector_task, i.method, i.source_layer, i.mode, i.scale)

@@ -1,5 +1,6 @@
 -- The top token of each prompt, layer and site, and whether it is the argument or the answer.
-SELECT model, task, prompt_set, prompt_id, layer, site, token, t.probability,
+SELECT model, task, prompt_set, prompt_id, layer, site, shown(token, t.token_id) AS token,
+       t.probability,
        bool_or(rank = 0) FILTER (target = 'argument') AS is_argument,
        bool_or(rank = 0) FILTER (target = 'answer') AS is_answer
 FROM top_tokens AS t
