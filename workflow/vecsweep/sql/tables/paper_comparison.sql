@@ -61,19 +61,30 @@ of_stages AS (
                || undecided(prompts, coalesce(formed_low, 0), coalesce(formed_high, 0), formed_at())
     FROM crossed
 ),
--- Errors and tokenization: the mean over the tasks, each with one voice.
+-- Errors and tokenization: the mean over the tasks, each with one voice. An error has a place where its
+-- share is told apart from both others': a prompt counts for one of them alone.
+errors AS (
+    UNPIVOT (SELECT model, sum(prompts)::BIGINT AS prompts, count(*) AS tasks,
+                    avg(argument_stays) AS "place among errors: argument stays",
+                    avg(other_answer) AS "place among errors: other answer",
+                    avg(other) AS "place among errors: other"
+             FROM results WHERE domain = 'in' GROUP BY model)
+    ON COLUMNS('place') INTO NAME quantity VALUE share
+),
+places AS (
+    SELECT e.*, 1 + count_if(o.share > e.share) AS place,
+           bool_and(abs(e.share - o.share) > 1.96 * sqrt(
+               (e.share + o.share - (e.share - o.share) ** 2) / e.prompts)) AS apart
+    FROM errors AS e JOIN errors AS o ON e.model = o.model AND e.quantity != o.quantity
+    GROUP BY ALL
+),
 of_errors AS (
     SELECT model, 'all' AS task, 'in' AS domain, prompts, quantity,
-           if(enough(prompts), rank() OVER (PARTITION BY model ORDER BY share DESC), NULL) AS value,
+           if(enough(prompts) AND apart, place, NULL) AS value,
            wilson_low(share, prompts) AS low, wilson_high(share, prompts) AS high,
            format('share of all prompts {:.2f}, mean of {} tasks; interval: of the share', share, tasks)
-               AS note
-    FROM (UNPIVOT (SELECT model, sum(prompts)::BIGINT AS prompts, count(*) AS tasks,
-                          avg(argument_stays) AS "place among errors: argument stays",
-                          avg(other_answer) AS "place among errors: other answer",
-                          avg(other) AS "place among errors: other"
-                   FROM results WHERE domain = 'in' GROUP BY model)
-          ON COLUMNS('place') INTO NAME quantity VALUE share)
+               || if(apart, '', '; not told apart from the others') AS note
+    FROM places
 ),
 of_letters AS (
     SELECT o.model, reciprocal_rank_after AS after,
