@@ -18,7 +18,7 @@ from vecsweep import bands, figures, tables
 from vecsweep.figures import curves, drawing
 from vecsweep.stages import ablations, summary
 from vecsweep.stages.stages import stages_of
-from vecsweep.statistics import share_band
+from vecsweep.statistics import formed_before, share_band
 
 NAMES = ["first-tiny-model", "second", "a-third-model-with-a-long-name-7b-instruct", "fourth"]
 NAMES += ["fifth", "sixth-model", "seventh", "eighth"]
@@ -631,10 +631,15 @@ def test_no_crossover_without_an_argument_before_it(tmp_path):
         row = found[NAMES[0], "capitals"]
         assert 0.6 < row["depth"] < 0.8 and row["low"] <= row["depth"] <= row["high"]
         # An argument that rises only after the answer has overtaken it.
-        connection.execute(
-            "UPDATE curves SET reciprocal_rank = 0.1"
-            " WHERE task = 'capitals' AND target = 'argument' AND layer < 8"
-        )
+        where = "task = 'capitals' AND (prompt_set, subset) = ('abstractive', 'correct')"
+        query = f"SELECT reciprocal_rank FROM curves WHERE {where} ORDER BY target DESC, layer"
+        means = np.array(connection.execute(query).fetchall()).reshape(1, 2, -1)
+        assert formed_before(means) == pytest.approx(row["formed"]) and row["formed"] > 0.2
+        last = round(row["depth"] * means.shape[-1]) - 2  # at which the answer does not lead
+        means[0, :, : last + 1], means[0, :, last + 1 :] = [[0.1], [0.05]], [[0.3], [0.4]]
+        (formed,) = formed_before(means)
+        assert formed == 0.1
+        connection.execute(f"UPDATE crossovers SET formed = {formed} WHERE task = 'capitals'")
         assert {task for _, task in curves.crossings_of(connection)} == {"us_capitals"}
 
 

@@ -143,7 +143,8 @@ def test_failed_node_is_given_back_where_there_is_no_other(night):
 def on_the_terminal():
     """What a login shell gives its commands, also where these tests run under nohup."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGINT):  # the latter is ignored in a shell's background
+        signal.signal(number, signal.SIG_DFL)
 
 
 def on_a_terminal(project, *options):
