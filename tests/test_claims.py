@@ -1,5 +1,6 @@
 """Words follow numbers: each sentence of table claims, and of the README, against the rows it names."""
 
+import json
 import re
 import shutil
 
@@ -284,6 +285,10 @@ def test_patching_and_the_tuned_lens_are_as_measured():
         front = f"| {MODELS[model]} | {task} | {plain.prompts:.0f} | {' | '.join(cells)} | "
         assert f"{front}{plain.uncrossed:.0%} / {row.uncrossed:.0%} |" in text
     assert tuned.loc["tuned"].uncrossed.min() >= 0.79
+    through = tuned.loc["tuned"].x
+    assert through.value_counts().to_dict() == {"no": 6, "undecided": 1, "few": 1}
+    assert through["smollm2-135m-instruct", "capitals"] == "undecided"
+    assert "no in six of the eight, undecided for SmolLM2's capitals, too few" in text
     said = tuned.loc["plain", "gemma3-270m"].x
     assert said.to_dict() == {
         "past_tense": "yes", "capitals": "undecided", "country_continent": "undecided", "singular_plural": "no"
@@ -313,6 +318,15 @@ def test_the_readme_table_is_the_measured_one():
             f" n = {row.prompts}: {row.verdict}"
         )
         assert re.search(re.escape(" | ".join(["", task, *cells, ""]).strip()), readme()), cells
+
+
+def test_what_a_peer_takes_beyond_the_floor_is_as_measured():
+    bench = json.loads((MEASURED / "bench.json").read_text())
+    for key, speeds in (("a-250", "250 / 490"), ("b-107", "107 / 209")):
+        row = bench[f"gemma3-270m-cpu-1-{key}"]
+        took = {one["name"]: one["median"] for one in row["rows"][0]["variants"]}
+        assert " / ".join(f"{speed:.0f}" for speed in row["core_gflops"]) == speeds
+        assert f"{took['TransformerLens'] - took['floor']:.1f} s at {speeds}" in readme()
 
 
 def test_the_table_of_faults_is_what_tests_noted():

@@ -467,6 +467,8 @@ def test_other_content_is_told_whatever_the_times_say(tmp_path):
     assert replaced(table, b"Warsaw", b"Krakow") == {"prompts"}
     assert replaced(own, b"capital", b"CAPITAL") == {"prompts"}
     assert replaced(weights, weights.read_bytes()[-9:], b"123456789") == {"models"}
+    (model / "merges.txt").write_text("a b")
+    assert replaced(model / "merges.txt", b"a", b"c") == {"models"}
     for path in (table, own, weights):  # a copy, or a checkout: the same content, another time
         os.utime(path, (5, 5))
     before = settings()

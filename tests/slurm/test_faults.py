@@ -79,10 +79,9 @@ def test_snakemake_killed_and_resumed(fault):
     ends = {job: (submit, end) for job, submit, end in rows if int(job) > fault.last}
     new = [job for job in ends if job not in left]
     assert max(ends[job][1] for job in left) <= min(ends[job][0] for job in new)
-    sees = "its jobs live on. `vecsweep resume` cancels those of this folder (`cancelling Slurm jobs left over: N`), "
+    sees = "its jobs live on. *vecsweep resume* cancels those of this folder (`cancelling Slurm jobs left over: N`), "
     sees += "waits until they have ended, unlocks and goes on"
-    said = f"vecsweep resume: {done.stdout}{done.stderr}"
-    note("Snakemake killed (-9), login node lost", sees, said)
+    note("Snakemake killed (-9), as where a login node is lost", sees, done.stdout + done.stderr)
 
 
 def damage(path, change):
@@ -188,8 +187,5 @@ def test_killed_node_loses_its_job_to_another(fault):
     start_node(fault.cluster, node)
     assert code == 0, fault.output()
     assert states(fault, "stages") == {"seq_towns": ["NODE_FAIL", "COMPLETED"]}
-    sees = (
-        "`Trying to restart job N`: on another node. Slurm itself waits `SlurmdTimeout`, here 10 s"
-    )
-    said = f"{fault.output()} SlurmdTimeout"
-    note("node lost", sees, said, seconds_until_again(fault, "stages", since))
+    sees = "`Trying to restart job N`: on another node. Slurm itself waits SlurmdTimeout, here 10 s"
+    note("node lost", sees, fault.output(), seconds_until_again(fault, "stages", since))

@@ -186,7 +186,7 @@ def fingerprint(folder: Path) -> list[str]:
     """
     found = []
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model") and path.is_file():
+        if path.suffix in (".safetensors", ".json", ".model", ".txt") and path.is_file():
             size, crc = path.stat().st_size, 0
             with open(path, "rb") as file:
                 for start in sorted({0, max(0, (size - PIECE) // 2), max(0, size - PIECE)}):
